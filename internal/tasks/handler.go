@@ -1,0 +1,379 @@
+package tasks
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"runtime/debug"
+	"time"
+
+	"github.com/hibiken/asynq"
+
+	"github.com/ferry-queue/ferry/internal/httpx"
+	"github.com/ferry-queue/ferry/internal/openai"
+)
+
+// Upstream makes one call: attempts and the waits between them. The error is a *[httpx.Error].
+type Upstream interface {
+	Do(ctx context.Context, call openai.Call) (*httpx.Response, error)
+}
+
+// Hooks are told what happens to jobs. Each may be nil, must not block, and is called once per event.
+type Hooks struct {
+	Attempt func(job *Job, a Attempt)            // an exchange with the upstream is over
+	Wait    func(job *Job, s State, why string)  // a job entered Snoozed, Retrying, or Queued again
+	End     func(job *Job, s State, code string) // a job ended; code is the failure's, "" without one
+}
+
+// Handler runs the jobs of one upstream: it claims the job, looks whether it still has to be made, makes
+// the call on a context of its own, writes the answer to the record, and only then lets asynq forget the
+// task.
+type Handler struct {
+	queue    *Queue
+	upstream Upstream
+	backoff  httpx.Backoff
+	hooks    Hooks
+	log      *slog.Logger
+	slots    chan struct{} // calls in flight; asynq's own count forgets a handler whose context ended
+	closing  chan struct{} // closed when the process goes away
+	calls    *Calls
+}
+
+var _ asynq.Handler = (*Handler)(nil)
+
+// HandlerConfig is what a [Handler] needs.
+type HandlerConfig struct {
+	Queue       *Queue
+	Upstream    Upstream
+	Concurrency int
+	Backoff     httpx.Backoff // between the runs of a job
+	Hooks       Hooks
+	Calls       *Calls
+	Log         *slog.Logger
+}
+
+// NewHandler returns a handler.
+func NewHandler(cfg HandlerConfig) *Handler {
+	return &Handler{
+		queue: cfg.Queue, upstream: cfg.Upstream, backoff: cfg.Backoff, hooks: cfg.Hooks, log: cfg.Log,
+		slots: make(chan struct{}, cfg.Concurrency), closing: make(chan struct{}), calls: cfg.Calls,
+	}
+}
+
+// DefaultBackoff is the wait between the runs of a job whose calls fail.
+func DefaultBackoff() httpx.Backoff {
+	return httpx.Backoff{Base: 2 * time.Second, Max: 5 * time.Minute, Multiplier: 2, Jitter: httpx.JitterEqual}
+}
+
+// comeBack is how a handler tells asynq to run the task again. Its text is shown in asynqmon.
+type comeBack struct {
+	delay  time.Duration
+	state  State
+	reason string
+}
+
+func (e *comeBack) Error() string { return fmt.Sprintf("%s: %s", e.state, e.reason) }
+
+// endedBadly is how a handler tells asynq to archive the task, so that asynqmon shows it as failed and
+// offers to run it. Its text marks the task as one that the job's end put there; see rerunByOperator.
+type endedBadly struct{ state State }
+
+const endedMark = "job ended: "
+
+func (e *endedBadly) Error() string { return endedMark + string(e.state) }
+func (e *endedBadly) Unwrap() error { return asynq.SkipRetry }
+
+// ProcessTask is one run of a job.
+func (h *Handler) ProcessTask(ctx context.Context, t *asynq.Task) (err error) {
+	var ref task
+	if err := json.Unmarshal(t.Payload(), &ref); err != nil || ref.Job == "" {
+		h.log.LogAttrs(ctx, slog.LevelError, "task is not ours", slog.String("type", t.Type()))
+		return fmt.Errorf("payload is not a job reference: %w", asynq.SkipRetry)
+	}
+	select {
+	case h.slots <- struct{}{}:
+		defer func() { <-h.slots }()
+	case <-h.closing:
+		return &comeBack{state: Queued, reason: "worker_draining"}
+	}
+
+	job, err := h.claim(ctx, ref.Job)
+	if job == nil {
+		return err
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			h.log.LogAttrs(ctx, slog.LevelError, "run panicked", slog.String("job_id", job.ID),
+				slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
+			err = h.finish(job, decision{
+				state: Failed, reason: "internal_error",
+				failure: &Failure{Message: "Ferry failed on this job; the worker's log has the cause.", Type: "job_error", Code: "internal_error"},
+			}, nil, nil, 0)
+		}
+	}()
+	return h.run(ctx, job)
+}
+
+// claim takes the job for this run. A nil job means that there is nothing to run: the error is what asynq
+// should hear.
+func (h *Handler) claim(ctx context.Context, id string) (*Job, error) {
+	// Redis may be slow; asynq's context may be about to end; neither should leave a claim half made.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), persistStep)
+	defer cancel()
+	job, err := h.queue.claim(ctx, id)
+	var ended *StateError
+	switch {
+	case err == nil:
+		return job, nil
+	case errors.Is(err, ErrNotFound):
+		return nil, nil // deleted, or its retention is over: nobody waits for it
+	case errors.As(err, &ended):
+		if !h.rerunByOperator(ctx, id, ended.State) {
+			return nil, nil // it ended in an earlier run whose acknowledgement was lost
+		}
+		if job, err = h.queue.claim(ctx, id); err == nil {
+			return job, nil
+		}
+	}
+	h.log.LogAttrs(ctx, slog.LevelError, "claim failed", slog.String("job_id", id), slog.Any("error", err))
+	return nil, &comeBack{delay: time.Second, state: Queued, reason: "redis_unavailable"}
+}
+
+// rerunByOperator revives an ended job whose archived task someone ran again in asynqmon, and reports
+// whether it did. A task that runs again because its acknowledgement was lost does not have the mark
+// that archiving leaves on it.
+func (h *Handler) rerunByOperator(ctx context.Context, id string, s State) bool {
+	if s != Failed && s != Expired {
+		return false
+	}
+	job, err := h.queue.Get(ctx, id, Summary)
+	if err != nil {
+		return false
+	}
+	info, err := h.queue.inspect.GetTaskInfo(job.Queue(), id)
+	if err != nil || info.LastErr != (&endedBadly{s}).Error() {
+		return false
+	}
+	_, err = h.queue.apply(ctx, id, revive(job))
+	return err == nil
+}
+
+// close keeps new runs from starting and waits for those in progress, by taking every slot. It is called
+// once.
+func (h *Handler) close() {
+	close(h.closing)
+	for range cap(h.slots) {
+		h.slots <- struct{}{}
+	}
+}
+
+func (h *Handler) run(ctx context.Context, job *Job) error {
+	switch {
+	case job.Version > specVersion:
+		return h.finish(job, decision{state: Queued, delay: newerDelay, reason: "needs_newer_worker"}, nil, nil, 0)
+	case job.lost >= poisonLimit:
+		return h.finish(job, decision{state: Failed, reason: "job_crashes_worker", failure: poisonFailure()}, nil, nil, 0)
+	case !time.Now().Before(job.ExpiresAt):
+		return h.finish(job, decision{state: Expired, failure: expiredFailure("")}, nil, nil, 0)
+	case job.Attempts >= job.MaxAttempts:
+		return h.finish(job, decision{state: Failed, reason: "attempts_spent", failure: &Failure{
+			Message: fmt.Sprintf("Gave up after %d attempts.", job.Attempts), Type: "job_error", Code: "attempts_spent",
+		}}, nil, nil, 0)
+	}
+	// The call does not end with asynq's lease: an answer that has been paid for is kept although Redis
+	// was away for longer than that. The record's epoch keeps a second run's answer from being mixed up.
+	callCtx, done := h.calls.begin(context.WithoutCancel(ctx), job.ID)
+	defer done()
+	resp, made, callErr := h.call(callCtx, job)
+	entries, sent := attemptsOf(made, job)
+	h.report(ctx, job, entries)
+	d := decide(job, callErr, sent, patience{backoff: h.backoff, now: time.Now(), rnd: rand.Float64})
+	return h.finish(job, d, resp, entries, sent)
+}
+
+const (
+	// lingerFor is how long a refused job may wait in its place for a refusal that will pass soon: a
+	// breaker that is trying its upstream, a pool that is full for a moment. Through the queue it would
+	// take longer, cost some fifteen Redis commands, and lose its turn.
+	lingerFor = 5 * time.Second
+	// lingerStep is the longest single wait that is worth it.
+	lingerStep = 2 * time.Second
+)
+
+// call makes the job's call, and again after refusals that are short. It returns the attempts of all.
+func (h *Handler) call(ctx context.Context, job *Job) (resp *httpx.Response, made []httpx.Attempt, callErr *httpx.Error) {
+	giveUp := time.Now().Add(lingerFor)
+	for {
+		_, sent := attemptsOf(made, job)
+		resp, err := h.upstream.Do(ctx, openai.Call{
+			Kind: job.Kind, Body: job.Request, IdempotencyKey: job.ID, MaxAttempts: job.MaxAttempts - job.Attempts - sent,
+		})
+		if err == nil {
+			return resp, append(made, resp.Attempts...), nil
+		}
+		if !errors.As(err, &callErr) {
+			h.log.LogAttrs(ctx, slog.LevelError, "call could not be made", slog.String("job_id", job.ID), slog.Any("error", err))
+			return nil, made, &httpx.Error{Class: httpx.Permanent, Reason: "internal_error"}
+		}
+		made = append(made, callErr.Attempts...)
+		_, sent = attemptsOf(made, job)
+		wait := lingerWait(callErr, rand.Float64)
+		if wait == 0 || time.Now().Add(wait).After(giveUp) || job.Attempts+sent >= job.MaxAttempts {
+			return nil, made, callErr
+		}
+		if sleep(ctx, wait) != nil {
+			return nil, made, &httpx.Error{Class: httpx.Canceled, Reason: "canceled"}
+		}
+	}
+}
+
+// lingerWait is how long to wait in place before asking again; 0: not here.
+func lingerWait(e *httpx.Error, rnd func() float64) time.Duration {
+	if e.Class != httpx.Refused || e.Wait <= 0 || e.Wait > lingerStep {
+		return 0
+	}
+	return e.Wait + time.Duration(rnd()*float64(e.Wait)/2) // they were refused together, and should not come back so
+}
+
+func (h *Handler) report(ctx context.Context, job *Job, entries []Attempt) {
+	for _, a := range entries {
+		if h.hooks.Attempt != nil {
+			h.hooks.Attempt(job, a)
+		}
+		level := slog.LevelInfo
+		if a.Class == httpx.OK {
+			level = slog.LevelDebug
+		}
+		h.log.LogAttrs(ctx, level, "attempt", slog.String("job_id", job.ID), slog.String("upstream", job.Upstream),
+			slog.Int("n", a.N), slog.Int("run", a.Run), slog.String("class", a.Class.String()), slog.String("reason", a.Reason),
+			slog.Int("status", a.Status), slog.Int64("duration_ms", a.DurationMS), slog.Int64("wait_ms", a.WaitMS),
+			slog.Bool("outcome_unknown", a.Unknown))
+	}
+}
+
+// newerDelay is how long a job that only a newer version can read waits for one to be deployed.
+const newerDelay = 30 * time.Second
+
+const (
+	persistStep  = 10 * time.Second       // one try to write to Redis
+	persistWait  = 100 * time.Millisecond // before the second try; doubles
+	persistMax   = 2 * time.Second
+	persistLimit = 5 * time.Minute // then the run is given up, and with it an answer
+)
+
+// finish writes a decision to the record, however long Redis takes, and returns what asynq should hear.
+func (h *Handler) finish(job *Job, d decision, resp *httpx.Response, entries []Attempt, sent int) error {
+	m := h.moveFor(job, d, resp, entries, sent)
+	ctx, cancel := context.WithTimeout(context.Background(), persistLimit)
+	defer cancel()
+	err := h.persist(ctx, job.ID, m)
+	var lost *StateError
+	switch {
+	case err == nil:
+		return h.settled(ctx, job, d)
+	case errors.As(err, &lost):
+		return h.overtaken(ctx, job, lost.State)
+	case errors.Is(err, ErrNotFound):
+		return nil
+	}
+	h.log.LogAttrs(ctx, slog.LevelError, "outcome of a run could not be stored", slog.String("job_id", job.ID),
+		slog.String("state", string(d.state)), slog.Any("error", err))
+	return &comeBack{delay: time.Second, state: Queued, reason: "redis_unavailable"}
+}
+
+func (h *Handler) moveFor(job *Job, d decision, resp *httpx.Response, entries []Attempt, sent int) move {
+	now := time.Now()
+	m := move{
+		want: "end", from: []State{Running}, to: d.state, run: job.Runs,
+		attempts: sent, ledger: entries, set: []any{"lost", 0},
+	}
+	if d.state.Terminal() {
+		m.due = now.Add(job.Retention)
+		m.set = append(m.set, "ended", micros(now))
+	} else {
+		m.set = append(m.set, "run_at", micros(now.Add(d.delay)), "why", d.reason)
+	}
+	switch d.state {
+	case Succeeded:
+		m.set = append(m.set, "result", h.queue.codec.pack(resp.Body))
+	case Failed, Expired:
+		m.set = append(m.set, "error", encodeFailure(d.failure))
+	case Retrying:
+		m.retries = 1
+	case Snoozed:
+		m.snoozes = 1
+	default: // a job that is queued again has nothing to count
+	}
+	return m
+}
+
+// persist applies a move, again and again while Redis cannot be reached.
+func (h *Handler) persist(ctx context.Context, id string, m move) error {
+	for wait := persistWait; ; wait = min(2*wait, persistMax) {
+		step, cancel := context.WithTimeout(ctx, persistStep)
+		_, err := h.queue.apply(step, id, m)
+		cancel()
+		var refused *StateError
+		if err == nil || errors.As(err, &refused) || errors.Is(err, ErrNotFound) {
+			return err
+		}
+		if sleep(ctx, wait) != nil {
+			return err
+		}
+	}
+}
+
+// settled tells hooks, the log and asynq about a decision that is in the record.
+func (h *Handler) settled(ctx context.Context, job *Job, d decision) error {
+	if !d.state.Terminal() {
+		if h.hooks.Wait != nil {
+			h.hooks.Wait(job, d.state, d.reason)
+		}
+		h.log.LogAttrs(ctx, slog.LevelDebug, "job waits", slog.String("job_id", job.ID), slog.String("state", string(d.state)),
+			slog.String("reason", d.reason), slog.Int64("delay_ms", d.delay.Milliseconds()))
+		return &comeBack{delay: d.delay, state: d.state, reason: d.reason}
+	}
+	code := ""
+	if d.failure != nil {
+		code = d.failure.Code
+	}
+	if h.hooks.End != nil {
+		h.hooks.End(job, d.state, code)
+	}
+	h.log.LogAttrs(ctx, slog.LevelInfo, "job ended", slog.String("job_id", job.ID), slog.String("kind", string(job.Kind)),
+		slog.String("upstream", job.Upstream), slog.String("state", string(d.state)), slog.String("code", code),
+		slog.Int("runs", job.Runs), slog.Int("snoozes", job.Snoozes), slog.Int64("age_ms", time.Since(job.CreatedAt).Milliseconds()))
+	if d.state == Succeeded {
+		return nil
+	}
+	return &endedBadly{d.state}
+}
+
+// overtaken is the end of a run whose job was changed under it: canceled by request, or taken by another
+// run. If the job is open again (canceled, then retried) its new task may be the one that this run
+// holds, so that one must come back.
+func (h *Handler) overtaken(ctx context.Context, job *Job, s State) error {
+	h.log.LogAttrs(ctx, slog.LevelInfo, "run was overtaken", slog.String("job_id", job.ID), slog.Int("run", job.Runs), slog.String("state", string(s)))
+	if s == Canceled && h.hooks.End != nil {
+		h.hooks.End(job, Canceled, "")
+	}
+	if s == Queued {
+		return &comeBack{state: Queued, reason: "retried_by_request"}
+	}
+	return nil
+}
+
+// sleep waits for d or until ctx ends.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-t.C:
+		return nil
+	}
+}

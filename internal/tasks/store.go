@@ -1,0 +1,324 @@
+package tasks
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Store keeps the records of jobs in Redis. It is safe for concurrent use.
+type Store struct {
+	rdb   redis.UniversalClient
+	codec *codec
+}
+
+// NewStore returns a store on a client. It does not dial.
+func NewStore(rdb redis.UniversalClient) (*Store, error) {
+	c, err := newCodec()
+	if err != nil {
+		return nil, err
+	}
+	return &Store{rdb: rdb, codec: c}, nil
+}
+
+// create writes a new record. If the ID is taken it returns created == false and the hash of the
+// submission that has it.
+func (s *Store) create(ctx context.Context, job *Job, hash string) (created bool, taken string, err error) {
+	spec, err := json.Marshal(job.Spec)
+	if err != nil {
+		return false, "", fmt.Errorf("tasks: job %s: %w", job.ID, err)
+	}
+	args := []any{
+		job.ID, micros(job.CreatedAt), micros(job.ExpiresAt), hash,
+		"spec", spec, "body", s.codec.pack(job.Request), "queue", job.Queue(),
+		"retention", job.Retention.Microseconds(),
+	}
+	if !job.RunAt.IsZero() {
+		args = append(args, "run_at", micros(job.RunAt))
+	}
+	reply, err := createScript.Run(ctx, s.rdb, recordKeys(job.ID), args...).Slice()
+	if err != nil {
+		return false, "", fmt.Errorf("tasks: job %s: %w", job.ID, err)
+	}
+	return reply[0] == int64(1), text(reply[1]), nil
+}
+
+// fields are what Get reads; the request's body is left out unless asked for, since a poll has no use
+// for it.
+var fields = []string{
+	"state", "spec", "created", "updated", "started", "ended", "run_at", "due",
+	"attempts", "retries", "snoozes", "crashes", "runs", "why",
+	"error", "ledger", "result", "body",
+}
+
+// Detail chooses how much of a record is read.
+type Detail int
+
+// The details, each with what the one before it has.
+const (
+	Summary Detail = iota // no ledger, no bodies: for lists
+	Full                  // with ledger and result
+	WithRequest
+)
+
+func (d Detail) fields() []string {
+	switch d {
+	case Summary:
+		return fields[:15]
+	case Full:
+		return fields[:17]
+	default:
+		return fields
+	}
+}
+
+// Get returns a job, or [ErrNotFound].
+func (s *Store) Get(ctx context.Context, id string, d Detail) (*Job, error) {
+	if !ValidID(id) {
+		return nil, ErrNotFound
+	}
+	names := d.fields()
+	values, err := s.rdb.HMGet(ctx, jobKey(id), names...).Result()
+	if err != nil {
+		return nil, fmt.Errorf("tasks: job %s: %w", id, err)
+	}
+	return s.decodeReply(id, names, values)
+}
+
+func (s *Store) decodeReply(id string, names []string, values []any) (*Job, error) {
+	record := make(map[string]string, len(names))
+	for i, v := range values {
+		if t, ok := v.(string); ok {
+			record[names[i]] = t
+		}
+	}
+	job, err := s.decode(id, record)
+	if err != nil {
+		return nil, err
+	}
+	if !job.DeletesAt.IsZero() && time.Now().After(job.DeletesAt) {
+		return nil, ErrNotFound // the sweep is on its way
+	}
+	return job, nil
+}
+
+// decode reads a record as Redis returns it.
+func (s *Store) decode(id string, record map[string]string) (*Job, error) {
+	if record["state"] == "" {
+		return nil, ErrNotFound
+	}
+	job := &Job{
+		ID:        id,
+		State:     State(record["state"]),
+		CreatedAt: moment(record["created"]),
+		UpdatedAt: moment(record["updated"]),
+		StartedAt: moment(record["started"]),
+		EndedAt:   moment(record["ended"]),
+		RunAt:     moment(record["run_at"]),
+		Attempts:  number(record["attempts"]),
+		Retries:   number(record["retries"]),
+		Snoozes:   number(record["snoozes"]),
+		Crashes:   number(record["crashes"]),
+		lost:      number(record["lost"]),
+		Runs:      number(record["runs"]),
+		WaitingOn: record["why"],
+	}
+	if job.State.Terminal() {
+		job.DeletesAt = moment(record["due"])
+	} else {
+		job.ExpiresAt = moment(record["due"])
+	}
+	if err := json.Unmarshal([]byte(record["spec"]), &job.Spec); err != nil {
+		return nil, fmt.Errorf("tasks: job %s: spec: %w", id, err)
+	}
+	if failure := record["error"]; failure != "" {
+		if err := json.Unmarshal([]byte(failure), &job.Failure); err != nil {
+			return nil, fmt.Errorf("tasks: job %s: error: %w", id, err)
+		}
+	}
+	var err error
+	if job.Ledger, err = decodeLedger(record["ledger"]); err != nil {
+		return nil, fmt.Errorf("tasks: job %s: ledger: %w", id, err)
+	}
+	if job.Result, err = s.codec.unpack([]byte(record["result"])); err != nil {
+		return nil, fmt.Errorf("%w (job %s, result)", err, id)
+	}
+	if job.Request, err = s.codec.unpack([]byte(record["body"])); err != nil {
+		return nil, fmt.Errorf("%w (job %s, request)", err, id)
+	}
+	return job, nil
+}
+
+// state returns where a job stands, or [ErrNotFound]. It is the cheap question a waiting client asks.
+func (s *Store) state(ctx context.Context, id string) (State, error) {
+	v, err := s.rdb.HGet(ctx, jobKey(id), "state").Result()
+	if errors.Is(err, redis.Nil) {
+		return "", ErrNotFound
+	}
+	if err != nil {
+		return "", fmt.Errorf("tasks: job %s: %w", id, err)
+	}
+	return State(v), nil
+}
+
+// claim gives an open job to a new run and returns it with its request. A job that has ended is returned
+// as a *[StateError].
+func (s *Store) claim(ctx context.Context, id string) (*Job, error) {
+	if !ValidID(id) {
+		return nil, ErrNotFound
+	}
+	reply, err := claimScript.Run(ctx, s.rdb, recordKeys(id), id, micros(time.Now())).Slice()
+	if err != nil {
+		return nil, fmt.Errorf("tasks: job %s: %w", id, err)
+	}
+	before := State(text(reply[0]))
+	if before == "" {
+		return nil, ErrNotFound
+	}
+	if len(reply) < 2 {
+		return nil, &StateError{ID: id, State: before, Want: "run"}
+	}
+	flat, ok := reply[1].([]any)
+	if !ok {
+		return nil, fmt.Errorf("tasks: job %s: claim: unexpected reply %T", id, reply[1])
+	}
+	record := make(map[string]string, len(flat)/2)
+	for i := 0; i+1 < len(flat); i += 2 {
+		record[text(flat[i])] = text(flat[i+1])
+	}
+	return s.decode(id, record)
+}
+
+// move is one change of a job's state; see moveScript.
+type move struct {
+	want string  // the verb, for errors
+	from []State // where it is allowed
+	to   State
+	run  int       // the run that asks; 0: a request from outside
+	due  time.Time // zero: unchanged
+
+	attempts, retries, snoozes int
+	ledger                     []Attempt
+	set                        []any    // field, value, ...
+	del                        []string // fields
+}
+
+var open = []State{Queued, Running, Snoozed, Retrying}
+
+// apply carries out a move and says which state it came from. A move that was carried out by an earlier
+// try, whose reply was lost, succeeds again.
+func (s *Store) apply(ctx context.Context, id string, m move) (before State, err error) {
+	if !ValidID(id) {
+		return "", ErrNotFound
+	}
+	ledger, err := encodeLedger(m.ledger)
+	if err != nil {
+		return "", fmt.Errorf("tasks: job %s: ledger: %w", id, err)
+	}
+	run, due := "", ""
+	if m.run > 0 {
+		run = strconv.Itoa(m.run)
+	}
+	if !m.due.IsZero() {
+		due = strconv.FormatInt(micros(m.due), 10)
+	}
+	allowed := make([]string, len(m.from))
+	for i, st := range m.from {
+		allowed[i] = string(st)
+	}
+	args := append([]any{
+		id, micros(time.Now()), run, "," + strings.Join(allowed, ",") + ",", string(m.to), due,
+		ledger, m.attempts, m.retries, m.snoozes, strings.Join(m.del, ","),
+	}, m.set...)
+	reply, err := moveScript.Run(ctx, s.rdb, recordKeys(id), args...).Slice()
+	if err != nil {
+		return "", fmt.Errorf("tasks: job %s: %w", id, err)
+	}
+	before = State(text(reply[1]))
+	switch {
+	case reply[0] == int64(1):
+		return before, nil
+	case before == "":
+		return "", ErrNotFound
+	case m.run > 0 && before == m.to && text(reply[2]) == run:
+		return Running, nil
+	default:
+		return "", &StateError{ID: id, State: before, Want: m.want}
+	}
+}
+
+// remove deletes an ended job.
+func (s *Store) remove(ctx context.Context, id string) error {
+	if !ValidID(id) {
+		return ErrNotFound
+	}
+	reply, err := deleteScript.Run(ctx, s.rdb, recordKeys(id), id).Slice()
+	if err != nil {
+		return fmt.Errorf("tasks: job %s: %w", id, err)
+	}
+	switch {
+	case reply[0] == int64(1):
+		return nil
+	case text(reply[1]) == "":
+		return ErrNotFound
+	default:
+		return &StateError{ID: id, State: State(text(reply[1])), Want: "delete"}
+	}
+}
+
+// encodeLedger writes attempts as JSON lines, which a script can append to without reading them.
+func encodeLedger(attempts []Attempt) (string, error) {
+	if len(attempts) == 0 {
+		return "", nil
+	}
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	for _, a := range attempts {
+		if err := enc.Encode(a); err != nil {
+			return "", err
+		}
+	}
+	return b.String(), nil
+}
+
+func decodeLedger(lines string) ([]Attempt, error) {
+	if lines == "" {
+		return nil, nil
+	}
+	attempts := make([]Attempt, 0, strings.Count(lines, "\n"))
+	for line := range strings.Lines(lines) {
+		var a Attempt
+		if err := json.Unmarshal([]byte(line), &a); err != nil {
+			return nil, err
+		}
+		attempts = append(attempts, a)
+	}
+	return attempts, nil
+}
+
+func micros(t time.Time) int64 { return t.UnixMicro() }
+
+func moment(micros string) time.Time {
+	n, err := strconv.ParseInt(micros, 10, 64)
+	if err != nil || n == 0 {
+		return time.Time{}
+	}
+	return time.UnixMicro(n).UTC()
+}
+
+func number(s string) int {
+	n, _ := strconv.Atoi(s) // absent means 0
+	return n
+}
+
+func text(v any) string {
+	s, _ := v.(string)
+	return s
+}
