@@ -1,0 +1,88 @@
+package worker
+
+import (
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/ferry-queue/ferry/internal/breaker"
+	"github.com/ferry-queue/ferry/internal/tasks"
+)
+
+// metrics are what a worker tells Prometheus. Labels are enums and configured names.
+type metrics struct {
+	registry *prometheus.Registry
+	ended    *prometheus.CounterVec
+	attempts *prometheus.CounterVec
+	duration *prometheus.HistogramVec
+	waits    *prometheus.CounterVec
+	state    *prometheus.GaugeVec
+	changes  *prometheus.CounterVec
+}
+
+func newMetrics(calls *tasks.Calls) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		ended: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ferry_jobs_ended_total", Help: "Jobs ended by this worker.",
+		}, []string{"kind", "upstream", "state"}),
+		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ferry_attempts_total", Help: "HTTP exchanges with the upstream, by what their outcome means.",
+		}, []string{"kind", "upstream", "class"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "ferry_attempt_duration_seconds", Help: "Time of one HTTP exchange with the upstream.",
+			Buckets: []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300},
+		}, []string{"kind", "upstream"}),
+		waits: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ferry_waits_total", Help: "Times a job went back to the queue, by state and reason.",
+		}, []string{"upstream", "state", "reason"}),
+		state: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "ferry_breaker_state", Help: "1 for the state the upstream's breaker is in.",
+		}, []string{"upstream", "state"}),
+		changes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ferry_breaker_changes_total", Help: "Changes of the breaker's state that this worker saw.",
+		}, []string{"upstream", "state"}),
+	}
+	inFlight := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "ferry_calls_in_flight", Help: "Calls this worker is making.",
+	}, func() float64 { return float64(calls.Len()) })
+	m.registry.MustRegister(m.ended, m.attempts, m.duration, m.waits, m.state, m.changes, inFlight,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+func (m *metrics) handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}
+
+func (m *metrics) hooks() tasks.Hooks {
+	return tasks.Hooks{
+		Attempt: func(job *tasks.Job, a tasks.Attempt) {
+			m.attempts.WithLabelValues(string(job.Kind), job.Upstream, a.Class.String()).Inc()
+			m.duration.WithLabelValues(string(job.Kind), job.Upstream).Observe(float64(a.DurationMS) / 1000)
+		},
+		Wait: func(job *tasks.Job, s tasks.State, reason string) {
+			m.waits.WithLabelValues(job.Upstream, string(s), reason).Inc()
+		},
+		End: func(job *tasks.Job, s tasks.State, _ string) {
+			m.ended.WithLabelValues(string(job.Kind), job.Upstream, string(s)).Inc()
+		},
+	}
+}
+
+func (m *metrics) breakerChanged(upstream string, c breaker.Change) {
+	m.breakerIs(upstream, c.State)
+	m.changes.WithLabelValues(upstream, c.State.String()).Inc()
+}
+
+func (m *metrics) breakerIs(upstream string, state breaker.State) {
+	for _, s := range []breaker.State{breaker.Closed, breaker.Open, breaker.HalfOpen} {
+		value := 0.0
+		if s == state {
+			value = 1
+		}
+		m.state.WithLabelValues(upstream, s.String()).Set(value)
+	}
+}

@@ -1,0 +1,207 @@
+// Package worker puts a worker process together: for each upstream a client, a breaker and a server that
+// takes its jobs, and beside them the fleet's caretaker.
+//
+// The idea: one upstream, one of everything. An upstream that hangs fills its own places, its own pool and
+// its own queue, and nobody else's.
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ferry-queue/ferry/internal/breaker"
+	"github.com/ferry-queue/ferry/internal/httpx"
+	"github.com/ferry-queue/ferry/internal/openai"
+	"github.com/ferry-queue/ferry/internal/tasks"
+)
+
+// Config is how a worker works.
+type Config struct {
+	Upstreams []Upstream
+	Jobs      tasks.Config
+	Backoff   httpx.Backoff // between the runs of a job; default 2s to 5m
+	Poll      time.Duration // how often an idle worker looks for a job; default 20ms
+	Drain     time.Duration // how long calls may go on after a stop; default 30s
+	Version   string
+}
+
+// Upstream is one upstream and when not to call it. The breaker's Name is set.
+type Upstream struct {
+	openai.Config
+	Breaker breaker.Config
+}
+
+// Validate joins every problem, each with its key. Zero fields count as their default.
+func (u Upstream) Validate() error {
+	u.Config = u.WithDefaults()
+	u.Breaker.Name = u.Name
+	errs := []error{u.Config.Validate()}
+	for _, kind := range openai.Kinds() {
+		if total := u.Policies[kind].Total; total <= 0 || total > tasks.MaxCall {
+			errs = append(errs, fmt.Errorf("policies.%s.total: %s is not above 0s and at most %s", kind, total, tasks.MaxCall))
+		}
+	}
+	if err := u.Breaker.Validate(); err != nil {
+		for line := range strings.SplitSeq(err.Error(), "\n") {
+			errs = append(errs, errors.New("breaker."+strings.TrimPrefix(line, "breaker: ")))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Worker is a worker process.
+type Worker struct {
+	cfg     Config
+	rdb     redis.UniversalClient
+	acks    redis.UniversalClient // for asynq's servers alone; see tasks.NewServer
+	log     *slog.Logger
+	units   []*unit
+	queue   *tasks.Queue
+	calls   *tasks.Calls
+	care    *tasks.Caretaker
+	metrics *metrics
+	ready   chan struct{} // closed once jobs are taken
+	gone    chan struct{} // closed once the worker drains
+}
+
+// unit is all that belongs to one upstream.
+type unit struct {
+	upstream *openai.Upstream
+	breaker  *breaker.Shared
+	server   *tasks.Server
+}
+
+// forcedFor is how long a breaker that an operator holds open is taken to stay so; it is asked again long
+// before.
+const forcedFor = 5 * time.Second
+
+// closedUntil is until when the breaker is sure to refuse. What only this process believes, for want of
+// Redis, is no reason to stop the fleet.
+func (u *unit) closedUntil() time.Time {
+	switch s := u.breaker.Status(); {
+	case !s.Fleet || s.State != breaker.Open:
+		return time.Time{}
+	case s.Mode == breaker.ForceOpen:
+		return time.Now().Add(forcedFor)
+	default:
+		return s.OpenUntil
+	}
+}
+
+// New returns a worker on two Redis clients: the second is for asynq's acknowledgements, see
+// [tasks.NewServer]. It does not dial.
+func New(cfg Config, rdb, acks redis.UniversalClient, log *slog.Logger) (*Worker, error) {
+	if len(cfg.Upstreams) == 0 {
+		return nil, errors.New("worker: no upstream is configured")
+	}
+	if cfg.Backoff == (httpx.Backoff{}) {
+		cfg.Backoff = tasks.DefaultBackoff()
+	}
+	// A worker never waits for a job, so its queue's watcher is not run.
+	queue, err := tasks.NewQueue(rdb, cfg.Jobs, tasks.NewWatcher(rdb, log), log)
+	if err != nil {
+		return nil, err
+	}
+	calls := tasks.NewCalls()
+	w := &Worker{
+		cfg: cfg, rdb: rdb, acks: acks, log: log, queue: queue, calls: calls, metrics: newMetrics(calls),
+		ready: make(chan struct{}), gone: make(chan struct{}),
+	}
+	var outlooks []tasks.Outlook
+	for _, u := range cfg.Upstreams {
+		unit, err := w.unit(u)
+		if err != nil {
+			return nil, err
+		}
+		w.units = append(w.units, unit)
+		outlooks = append(outlooks, tasks.Outlook{Upstream: unit.upstream.Name(), ClosedUntil: unit.closedUntil})
+	}
+	w.care = tasks.NewCaretaker(queue, outlooks, log)
+	return w, nil
+}
+
+func (w *Worker) unit(u Upstream) (*unit, error) {
+	u.Config = u.WithDefaults()
+	if err := u.Validate(); err != nil {
+		return nil, fmt.Errorf("upstream %s: %w", u.Name, err)
+	}
+	u.Breaker.Name, u.Breaker.Logger = u.Name, w.log
+	u.Breaker.OnChange = func(c breaker.Change) { w.metrics.breakerChanged(u.Name, c) }
+	br, err := breaker.New(w.rdb, u.Breaker)
+	if err != nil {
+		return nil, fmt.Errorf("upstream %s: %w", u.Name, err)
+	}
+	w.metrics.breakerIs(u.Name, breaker.Closed)
+	up, err := openai.New(u.Config, br, httpx.Hooks{})
+	if err != nil {
+		return nil, err
+	}
+	handler := tasks.NewHandler(tasks.HandlerConfig{
+		Queue: w.queue, Upstream: up, Concurrency: u.Concurrency, Backoff: w.cfg.Backoff,
+		Hooks: w.metrics.hooks(), Calls: w.calls, Log: w.log,
+	})
+	server := tasks.NewServer(w.acks, tasks.ServerConfig{
+		Upstream: u.Name, Concurrency: u.Concurrency, Poll: w.cfg.Poll, Drain: w.cfg.Drain,
+	}, handler, w.calls, w.log)
+	return &unit{upstream: up, breaker: br, server: server}, nil
+}
+
+// Run takes jobs until ctx ends, and returns when the calls in flight have finished or their jobs are back
+// in the queue. Until then it serves [Worker.Handler] on a listener.
+func (w *Worker) Run(ctx context.Context, ln net.Listener) error {
+	// What the calls lean on must outlive them.
+	base, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var support, servers errgroup.Group
+	support.Go(func() error {
+		defer cancel() // a worker that cannot be watched should not work on unseen
+		return w.serve(base, ln)
+	})
+	support.Go(func() error { return w.care.Run(base) })
+	support.Go(func() error { return w.calls.Listen(base, w.rdb) })
+	for _, u := range w.units {
+		support.Go(func() error { return u.breaker.Sync(base) })
+		servers.Go(func() error { return u.server.Run(ctx) })
+	}
+	close(w.ready)
+	defer context.AfterFunc(ctx, func() { close(w.gone) })()
+	err := servers.Wait()
+	stop()
+	for _, u := range w.units {
+		u.upstream.Close()
+	}
+	return errors.Join(err, support.Wait())
+}
+
+func (w *Worker) serve(ctx context.Context, ln net.Listener) error {
+	srv := &http.Server{
+		Handler: w.Handler(), ReadHeaderTimeout: 5 * time.Second,
+		ErrorLog: slog.NewLogLogger(w.log.Handler(), slog.LevelDebug),
+	}
+	defer context.AfterFunc(ctx, func() { _ = srv.Close() })() // a probe or scrape may be cut
+	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("worker: %w", err)
+	}
+	return nil
+}
+
+// Handler serves the worker's own address: /livez, /readyz, /healthz and /metrics.
+func (w *Worker) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", func(rw http.ResponseWriter, _ *http.Request) { w.answer(rw, http.StatusOK, "ok") })
+	mux.HandleFunc("GET /readyz", w.health)
+	mux.HandleFunc("GET /healthz", w.health)
+	mux.Handle("GET /metrics", w.metrics.handler())
+	return mux
+}
