@@ -1,0 +1,112 @@
+// Command api is Ferry's HTTP server: it accepts jobs, answers questions about them, and never talks to an
+// upstream. Run as many as you like against one Redis.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/ferry-queue/ferry/internal/api"
+	"github.com/ferry-queue/ferry/internal/config"
+	"github.com/ferry-queue/ferry/internal/dashboard"
+	"github.com/ferry-queue/ferry/internal/redisclient"
+)
+
+// Exit codes.
+const (
+	exitOK      = 0
+	exitFailure = 1
+	exitUsage   = 2 // the command line or the configuration
+)
+
+type flags struct {
+	Config   string           `help:"Configuration file (default: ferry.yaml if it is there)." type:"path" placeholder:"FILE"`
+	Addr     string           `help:"Address to listen on; port 0 takes a free one." placeholder:"HOST:PORT"`
+	RedisURL string           `help:"Redis to use." placeholder:"URL"`
+	Version  kong.VersionFlag `help:"Print the version and exit."`
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
+	var f flags
+	exited := -1
+	parser, err := kong.New(&f, kong.Name("api"), kong.Description("Ferry's HTTP server."), kong.Writers(stdout, stderr),
+		kong.Vars{"version": config.Version()}, kong.Exit(func(code int) { exited = code }))
+	if err == nil {
+		_, err = parser.Parse(args)
+	}
+	if exited >= 0 {
+		return exited
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, "api:", err)
+		return exitUsage
+	}
+	cfg, err := config.Load(config.Source{File: f.Config, Getenv: getenv, NoKeys: true, Over: func(c *config.Config) {
+		if f.Addr != "" {
+			c.API.Addr = f.Addr
+		}
+		c.SetRedisURL(f.RedisURL)
+	}})
+	if err == nil && len(cfg.Upstreams) == 0 {
+		err = config.ErrNoUpstream
+	}
+	if err == nil {
+		err = apiConfig(cfg).WithDefaults().Validate()
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return exitUsage
+	}
+	log := cfg.Log.Logger(stderr)
+	if err := serve(ctx, cfg, log); err != nil {
+		log.ErrorContext(ctx, "api stopped", slog.Any("error", err))
+		return exitFailure
+	}
+	return exitOK
+}
+
+func apiConfig(cfg *config.Config) api.Config {
+	return api.Config{
+		MaxBody: cfg.API.MaxBody, MaxWait: cfg.API.MaxWait,
+		Dashboard: dashboard.Mode(cfg.Dashboard.Mode), DashboardKey: cfg.Dashboard.Key,
+		Jobs: cfg.TasksConfig(), Upstreams: cfg.UpstreamNames(), Breakers: cfg.Breakers(), Version: config.Version(),
+	}
+}
+
+func serve(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+	redisclient.LogTo(log)
+	rdb, err := redisclient.Open(cfg.RedisURL.Reveal())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rdb.Close() }() // the process ends
+	if err := redisclient.Report(ctx, rdb, log); err != nil {
+		return err
+	}
+	srv, err := api.New(apiConfig(cfg), rdb, log)
+	if err != nil {
+		return err
+	}
+	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.API.Addr)
+	if err != nil {
+		return fmt.Errorf("api.addr: %w", err)
+	}
+	log.InfoContext(ctx, "api listens", slog.String("addr", ln.Addr().String()), slog.String("redis", redisclient.Display(cfg.RedisURL.Reveal())),
+		slog.Any("upstreams", cfg.UpstreamNames()), slog.String("version", config.Version()))
+	return srv.Run(ctx, ln)
+}

@@ -1,0 +1,118 @@
+// Command worker takes jobs from the queue and carries them to their upstreams. Run as many as you like
+// against one Redis. On SIGTERM it takes no more jobs, lets the calls in flight finish for worker.drain,
+// and puts what is left back.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/ferry-queue/ferry/internal/config"
+	"github.com/ferry-queue/ferry/internal/config/workerconfig"
+	"github.com/ferry-queue/ferry/internal/redisclient"
+	"github.com/ferry-queue/ferry/internal/worker"
+)
+
+// Exit codes.
+const (
+	exitOK      = 0
+	exitFailure = 1
+	exitUsage   = 2 // the command line or the configuration
+)
+
+type flags struct {
+	Config    string           `help:"Configuration file (default: ferry.yaml if it is there)." type:"path" placeholder:"FILE"`
+	AdminAddr string           `help:"Address for health and metrics; port 0 takes a free one." placeholder:"HOST:PORT"`
+	RedisURL  string           `help:"Redis to use." placeholder:"URL"`
+	Version   kong.VersionFlag `help:"Print the version and exit."`
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
+	var f flags
+	exited := -1
+	parser, err := kong.New(&f, kong.Name("worker"), kong.Description("Carries Ferry's jobs to their upstreams."),
+		kong.Writers(stdout, stderr), kong.Vars{"version": config.Version()}, kong.Exit(func(code int) { exited = code }))
+	if err == nil {
+		_, err = parser.Parse(args)
+	}
+	if exited >= 0 {
+		return exited
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, "worker:", err)
+		return exitUsage
+	}
+	cfg, workerCfg, err := load(f, getenv)
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return exitUsage
+	}
+	log := cfg.Log.Logger(stderr)
+	if err := work(ctx, cfg, workerCfg, log); err != nil {
+		log.ErrorContext(ctx, "worker stopped", slog.Any("error", err))
+		return exitFailure
+	}
+	log.InfoContext(ctx, "worker has drained")
+	return exitOK
+}
+
+func load(f flags, getenv func(string) string) (*config.Config, worker.Config, error) {
+	cfg, err := config.Load(config.Source{File: f.Config, Getenv: getenv, Over: func(c *config.Config) {
+		if f.AdminAddr != "" {
+			c.Worker.AdminAddr = f.AdminAddr
+		}
+		c.SetRedisURL(f.RedisURL)
+	}})
+	if err == nil && len(cfg.Upstreams) == 0 {
+		err = config.ErrNoUpstream
+	}
+	if err != nil {
+		return nil, worker.Config{}, err
+	}
+	workerCfg, err := workerconfig.Of(cfg)
+	return cfg, workerCfg, err
+}
+
+func work(ctx context.Context, cfg *config.Config, workerCfg worker.Config, log *slog.Logger) error {
+	redisclient.LogTo(log)
+	rdb, err := redisclient.Open(cfg.RedisURL.Reveal())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rdb.Close() }() // the process ends
+	acks, err := redisclient.Open(cfg.RedisURL.Reveal())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = acks.Close() }() // the process ends
+	acks.AddHook(redisclient.RerunScripts{})
+	if err := redisclient.Report(ctx, rdb, log); err != nil {
+		return err
+	}
+	w, err := worker.New(workerCfg, rdb, acks, log)
+	if err != nil {
+		return err
+	}
+	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Worker.AdminAddr)
+	if err != nil {
+		return fmt.Errorf("worker.admin_addr: %w", err)
+	}
+	log.InfoContext(ctx, "worker runs", slog.String("admin", ln.Addr().String()), slog.String("redis", redisclient.Display(cfg.RedisURL.Reveal())),
+		slog.Any("upstreams", cfg.UpstreamNames()), slog.String("version", config.Version()))
+	return w.Run(ctx, ln)
+}
