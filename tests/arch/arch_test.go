@@ -37,7 +37,11 @@ func layers() []layer {
 		{"internal/openai", []string{"internal/httpx"}, "what an upstream says is classified in the words of the call"},
 		{"internal/tasks", []string{"internal/httpx", "internal/openai"}, "one place knows both a class and what the queue does about it"},
 		{"internal/dashboard", []string{"internal/tasks"}, "shows queues; it knows nothing of who may look"},
-		{"internal/api", []string{"internal/dashboard", "internal/openai", "internal/tasks"}, "accepts, answers, and lets people in to the dashboard; it never calls an upstream"},
+		{
+			"internal/api",
+			[]string{"internal/breaker", "internal/dashboard", "internal/openai", "internal/tasks"},
+			"accepts, answers, and lets people in to the dashboard; of a breaker it reads and overrides the fleet's verdict, in Redis; it never calls an upstream",
+		},
 		{
 			"internal/worker",
 			[]string{"internal/breaker", "internal/httpx", "internal/openai", "internal/tasks"},
@@ -45,12 +49,12 @@ func layers() []layer {
 		},
 		{
 			"internal/config",
-			[]string{"internal/httpx", "internal/openai", "internal/redisclient", "internal/tasks"},
-			"composes the packages' own settings; cmd/api reads it, so it knows nothing of breakers and workers",
+			[]string{"internal/breaker", "internal/httpx", "internal/openai", "internal/redisclient", "internal/tasks"},
+			"composes the packages' own settings; cmd/api reads it, so it knows nothing of workers",
 		},
 		{
 			"internal/config/workerconfig",
-			[]string{"internal/breaker", "internal/config", "internal/httpx", "internal/tasks", "internal/worker"},
+			[]string{"internal/config", "internal/httpx", "internal/tasks", "internal/worker"},
 			"the rest of the settings, for those who may call an upstream",
 		},
 
@@ -167,7 +171,7 @@ func TestBinariesDoNotLink(t *testing.T) {
 	}{
 		{
 			"cmd/api",
-			[]string{"internal/breaker", "internal/worker", "internal/redisserver", "internal/upstreamtest"},
+			[]string{"internal/worker", "internal/redisserver", "internal/upstreamtest"},
 			"the API never dials an upstream; it links httpx for its types only, through openai and tasks",
 		},
 		{
