@@ -51,6 +51,7 @@ fuzz: ## each fuzz target for FUZZTIME (10s)
 .PHONY: bench
 bench: ## benchmarks matching BENCH, each for BENCHTIME (1s), with allocations
 	go test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -benchmem $(PKG)
+	@for dir in $(NESTED); do (set -x; cd "$$dir" && go test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -benchmem ./...); done
 
 .PHONY: bench-once
 bench-once: ## each benchmark once, so that they keep working

@@ -206,6 +206,34 @@ func (c *Client) Delete(ctx context.Context, id string) error {
 	return err
 }
 
+// Upstreams returns every configured upstream, in the order of the server's configuration: its breaker as
+// the fleet sees it, and the jobs that wait for it.
+func (c *Client) Upstreams(ctx context.Context) ([]Upstream, error) {
+	var list upstreamList
+	err := c.decode(ctx, call{method: http.MethodGet, path: "/v1/upstreams", repeatable: true, patience: c.cfg.Patience}, &list)
+	if err != nil {
+		return nil, err
+	}
+	return list.Data, nil
+}
+
+// Override sets the mode of an upstream's breaker for the whole fleet and returns the upstream as it is then.
+// Workers follow within a second. An unknown name is an *APIError with Status 404, an unknown mode one with 400.
+//
+// Unlike Cancel it is repeated when its answer is lost: a mode set twice is as good as once.
+func (c *Client) Override(ctx context.Context, name string, mode BreakerMode) (*Upstream, error) {
+	path, err := overridePath(name, mode)
+	if err != nil {
+		return nil, err
+	}
+	up := new(Upstream)
+	err = c.decode(ctx, call{method: http.MethodPost, path: path, repeatable: true, patience: c.cfg.Patience}, up)
+	if err != nil {
+		return nil, err
+	}
+	return up, nil
+}
+
 // read gets a job, and lets the server hold the answer for up to hold until the job has ended.
 func (c *Client) read(ctx context.Context, id string, hold, patience time.Duration) (*Job, error) {
 	path, err := jobPath(id)
@@ -290,12 +318,25 @@ func (c *Client) setHeader(h http.Header, call call) {
 	}
 }
 
-// jobPath is the path of a job. It rejects the IDs that would name another resource.
+// jobPath is the path of a job.
 func jobPath(id string) (string, error) {
-	if id == "" || id == "." || id == ".." {
-		return "", fmt.Errorf("client: %q is not a job ID", id)
+	id, err := segment("a job ID", id)
+	return "/v1/jobs/" + id, err
+}
+
+// overridePath is where the breaker of an upstream takes a mode.
+func overridePath(name string, mode BreakerMode) (string, error) {
+	name, nameErr := segment("an upstream", name)
+	verb, modeErr := segment("a breaker mode", string(mode))
+	return "/v1/upstreams/" + name + "/" + verb, errors.Join(nameErr, modeErr)
+}
+
+// segment escapes one part of a path. It rejects the values that would name another resource.
+func segment(what, value string) (string, error) {
+	if value == "" || value == "." || value == ".." {
+		return "", fmt.Errorf("client: %q is not %s", value, what)
 	}
-	return "/v1/jobs/" + url.PathEscape(id), nil
+	return url.PathEscape(value), nil
 }
 
 // query is opts as the server reads it; zero fields are left out.

@@ -32,6 +32,12 @@ func newServer() *httptest.Server {
 		w.WriteHeader(http.StatusConflict)
 		_, _ = io.WriteString(w, `{"error":{"message":"the job has succeeded","type":"conflict","param":null,"code":"job_ended"}}`)
 	})
+	mux.HandleFunc("GET /v1/upstreams", func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, `{"object":"list","data":[{"name":"openai","breaker":{"state":"open","calls":60,"failures":42},"jobs":{"ready":7,"parked":true}}]}`)
+	})
+	mux.HandleFunc("POST /v1/upstreams/openai/close", func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, `{"name":"openai","breaker":{"state":"closed","mode":"close"},"jobs":{}}`)
+	})
 	return httptest.NewServer(mux)
 }
 
@@ -84,6 +90,39 @@ func ExampleClient_All() {
 	// Output:
 	// job_2
 	// job_1
+}
+
+// Nobody waits for the breaker's own probes when the provider has said that it is back.
+func ExampleClient_Override() {
+	server := newServer()
+	defer server.Close()
+	ctx := context.Background()
+	c, err := client.New(client.Config{BaseURL: server.URL})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	upstreams, err := c.Upstreams(ctx)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	for _, up := range upstreams {
+		fmt.Printf("%s is %s after %d of %d calls, %d jobs are ready\n",
+			up.Name, up.Breaker.State, up.Breaker.Failures, up.Breaker.Calls, up.Jobs.Ready)
+		if up.Breaker.State != client.BreakerOpen {
+			continue
+		}
+		now, err := c.Override(ctx, up.Name, client.ModeClose)
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		fmt.Printf("%s is %s\n", now.Name, now.Breaker.State)
+	}
+	// Output:
+	// openai is open after 42 of 60 calls, 7 jobs are ready
+	// openai is closed
 }
 
 func ExampleAPIError() {

@@ -109,8 +109,8 @@ func TestNoErrorRepeatsAPassword(t *testing.T) {
 
 func TestDisplay(t *testing.T) {
 	for url, want := range map[string]string{
-		"redis://u:hunter2@h:1/0":                                          "h:1",
-		"redis://:hunter2@a:1,b:2":                                         "a:1,b:2",
+		"redis://u:hunter2@h:1/0":  "h:1",
+		"redis://:hunter2@a:1,b:2": "a:1,b:2",
 		"redis-sentinel://:hunter2@a,b?master=m&sentinel_password=hunter2": "sentinel a:26379,b:26379 master m",
 		"nonsense": "invalid",
 	} {

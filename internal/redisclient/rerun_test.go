@@ -27,14 +27,14 @@ var _ redis.Error = reply("")
 
 // run gives a command to the hook and lists what the rest of the chain answers, in order; the last answer
 // repeats. It returns the hook's result and how often the chain was asked.
-func run(ctx context.Context, cmd redis.Cmder, answers ...error) (err error, asked int) { //nolint:revive // err is the result, not a failure of run
+func run(ctx context.Context, cmd redis.Cmder, answers ...error) (asked int, err error) {
 	err = redisclient.RerunScripts{}.ProcessHook(func(_ context.Context, cmd redis.Cmder) error {
 		answer := answers[min(asked, len(answers)-1)]
 		asked++
 		cmd.SetErr(answer)
 		return answer
 	})(ctx, cmd)
-	return err, asked
+	return asked, err
 }
 
 func TestRerunScripts(t *testing.T) {
@@ -72,7 +72,7 @@ func TestRerunScripts(t *testing.T) {
 				defer cancel()
 				begun := time.Now()
 				cmd := redis.NewCmd(ctx, tt.command, "sha", 0)
-				err, asked := run(ctx, cmd, tt.answers...)
+				asked, err := run(ctx, cmd, tt.answers...)
 				if tt.want == "" {
 					require.NoError(t, err)
 					require.NoError(t, cmd.Err(), "the command shows no old error")
@@ -87,7 +87,7 @@ func TestRerunScripts(t *testing.T) {
 }
 
 func TestAScriptWithoutADeadlineRunsOnce(t *testing.T) {
-	err, asked := run(context.Background(), redis.NewCmd(t.Context(), "evalsha", "sha", 0), io.EOF) //nolint:usetesting // t.Context has no deadline today; this test is about having none
+	asked, err := run(context.Background(), redis.NewCmd(t.Context(), "evalsha", "sha", 0), io.EOF)
 	require.ErrorIs(t, err, io.EOF)
 	require.Equal(t, 1, asked)
 }
