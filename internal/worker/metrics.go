@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"context"
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -8,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/ferry-queue/ferry/internal/breaker"
+	"github.com/ferry-queue/ferry/internal/httpx"
 	"github.com/ferry-queue/ferry/internal/tasks"
 )
 
@@ -20,6 +22,9 @@ type metrics struct {
 	waits    *prometheus.CounterVec
 	state    *prometheus.GaugeVec
 	changes  *prometheus.CounterVec
+	inline   *prometheus.CounterVec
+	givenUp  *prometheus.CounterVec
+	pools    *poolMetrics
 }
 
 func newMetrics(calls *tasks.Calls) *metrics {
@@ -44,11 +49,18 @@ func newMetrics(calls *tasks.Calls) *metrics {
 		changes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "ferry_breaker_changes_total", Help: "Changes of the breaker's state that this worker saw.",
 		}, []string{"upstream", "state"}),
+		inline: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ferry_inline_wait_seconds_total", Help: "Time calls waited in the worker between two attempts.",
+		}, []string{"upstream", "reason"}),
+		givenUp: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ferry_calls_given_up_total", Help: "Calls that ended without an answer, by the last failure and why it went no further.",
+		}, []string{"upstream", "class", "stopped"}),
+		pools: newPoolMetrics(),
 	}
 	inFlight := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "ferry_calls_in_flight", Help: "Calls this worker is making.",
 	}, func() float64 { return float64(calls.Len()) })
-	m.registry.MustRegister(m.ended, m.attempts, m.duration, m.waits, m.state, m.changes, inFlight,
+	m.registry.MustRegister(m.ended, m.attempts, m.duration, m.waits, m.state, m.changes, m.inline, m.givenUp, m.pools, inFlight,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -68,6 +80,18 @@ func (m *metrics) hooks() tasks.Hooks {
 		},
 		End: func(job *tasks.Job, s tasks.State, _ string) {
 			m.ended.WithLabelValues(string(job.Kind), job.Upstream, string(s)).Inc()
+		},
+	}
+}
+
+// calls are the hooks of an upstream's client.
+func (m *metrics) calls(upstream string) httpx.Hooks {
+	return httpx.Hooks{
+		Wait: func(_ context.Context, w httpx.Wait) {
+			m.inline.WithLabelValues(upstream, w.Reason).Add(w.Duration.Seconds())
+		},
+		GiveUp: func(_ context.Context, e *httpx.Error) {
+			m.givenUp.WithLabelValues(upstream, e.Class.String(), e.Stopped).Inc()
 		},
 	}
 }

@@ -141,10 +141,11 @@ func (w *Worker) unit(u Upstream) (*unit, error) {
 		return nil, fmt.Errorf("upstream %s: %w", u.Name, err)
 	}
 	w.metrics.breakerIs(u.Name, breaker.Closed)
-	up, err := openai.New(u.Config, br, httpx.Hooks{})
+	up, err := openai.New(u.Config, br, w.metrics.calls(u.Name))
 	if err != nil {
 		return nil, err
 	}
+	w.metrics.pools.stats[u.Name] = up.Stats
 	handler := tasks.NewHandler(tasks.HandlerConfig{
 		Queue: w.queue, Upstream: up, Concurrency: u.Concurrency, Backoff: w.cfg.Backoff,
 		Hooks: w.metrics.hooks(), Calls: w.calls, Log: w.log,
