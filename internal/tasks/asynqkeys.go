@@ -10,7 +10,6 @@ func asynqPrefix(queue string) string     { return "asynq:{" + queue + "}:" }
 func asynqLease(queue string) string      { return asynqPrefix(queue) + "lease" }
 func asynqActive(queue string) string     { return asynqPrefix(queue) + "active" }
 func asynqPending(queue string) string    { return asynqPrefix(queue) + "pending" }
-func asynqPaused(queue string) string     { return asynqPrefix(queue) + "paused" }
 func asynqTaskPrefix(queue string) string { return asynqPrefix(queue) + "t:" }
 
 // reapScript puts tasks whose worker has stopped renewing its lease back to the head of their queue.
@@ -39,23 +38,4 @@ for _, id in ipairs(redis.call("ZRANGEBYSCORE", KEYS[1], "-inf", ARGV[1], "LIMIT
   end
 end
 return back
-`)
-
-// parkScript pauses a queue for a while, unless an operator has paused it: asynq's dequeue only asks
-// whether the key is there, so ours may have another value, and an end.
-//
-//	KEYS[1] paused
-//	ARGV[1] our mark  [2] for this many ms; 0: lift our pause
-//	result  1 if the queue is parked by us now, else 0
-//
-// Atomic, so that an operator's pause that comes in between is neither replaced nor lifted.
-var parkScript = redis.NewScript(`
-local by = redis.call("GET", KEYS[1])
-if by and by ~= ARGV[1] then return 0 end
-if ARGV[2] == "0" then
-  redis.call("DEL", KEYS[1])
-  return 0
-end
-redis.call("SET", KEYS[1], ARGV[1], "PX", ARGV[2])
-return 1
 `)

@@ -1,7 +1,6 @@
 package tasks
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"time"
@@ -10,15 +9,14 @@ import (
 // Backlog is what waits for an upstream, over all its priorities.
 type Backlog struct {
 	Ready   int           // could run now
-	Running int           // a worker has them
+	Taken   int           // workers have them: in a call, or held until the breaker lets one pass
 	Waiting int           // snoozed, retrying or delayed
 	Oldest  time.Duration // how long the oldest of Ready has been ready
 	Paused  bool          // an operator has paused a queue
-	Parked  bool          // the fleet has paused the queues, since the upstream takes no calls
 }
 
 // Backlog counts the jobs of an upstream. An upstream that never had one has an empty backlog.
-func (q *Queue) Backlog(ctx context.Context, upstream string) (Backlog, error) {
+func (q *Queue) Backlog(upstream string) (Backlog, error) {
 	var b Backlog
 	known, err := q.inspect.Queues() // asynq knows a queue from its first task on
 	if err != nil {
@@ -33,15 +31,10 @@ func (q *Queue) Backlog(ctx context.Context, upstream string) (Backlog, error) {
 			return Backlog{}, fmt.Errorf("tasks: backlog of %s: %w", queue, err)
 		}
 		b.Ready += info.Pending
-		b.Running += info.Active
+		b.Taken += info.Active
 		b.Waiting += info.Scheduled + info.Retry
 		b.Oldest = max(b.Oldest, info.Latency)
-		if !info.Paused {
-			continue
-		}
-		by, err := q.rdb.Get(ctx, asynqPaused(queue)).Result()
-		b.Parked = b.Parked || by == parkMark
-		b.Paused = b.Paused || (err == nil && by != parkMark)
+		b.Paused = b.Paused || info.Paused
 	}
 	return b, nil
 }

@@ -13,22 +13,15 @@ import (
 )
 
 // Caretaker does, for the whole fleet, what no single job can do for itself: it puts the jobs of dead
-// workers back, expires and deletes jobs whose time is over, gives a task to a job that asynq has lost, and
-// parks the queues of an upstream that takes no calls. Every worker runs one; one of them at a time works.
+// workers back, expires and deletes jobs whose time is over, and gives a task to a job that asynq has
+// lost. Every worker runs one; one of them at a time works.
 type Caretaker struct {
 	queue     *Queue
-	upstreams []Outlook
-	parked    map[string]bool // upstreams whose queues this caretaker has parked
+	upstreams []string
 	log       *slog.Logger
 	name      string
 	healthy   time.Time // since when Redis has answered without a gap; zero: it does not
 	next      cursor    // where the reconciler goes on
-}
-
-// Outlook says until when calls to an upstream are sure to be refused; the zero time: they are not.
-type Outlook struct {
-	Upstream    string
-	ClosedUntil func() time.Time
 }
 
 // cursor walks over the open jobs of all parts, a batch at a time.
@@ -77,9 +70,9 @@ if redis.call("GET", KEYS[1]) == ARGV[1] then return redis.call("DEL", KEYS[1]) 
 return 0
 `)
 
-// NewCaretaker returns a caretaker for the queues of some upstreams.
-func NewCaretaker(queue *Queue, upstreams []Outlook, log *slog.Logger) *Caretaker {
-	return &Caretaker{queue: queue, upstreams: upstreams, parked: make(map[string]bool), log: log, name: uuid.NewString()}
+// NewCaretaker returns a caretaker for the queues of the named upstreams.
+func NewCaretaker(queue *Queue, upstreams []string, log *slog.Logger) *Caretaker {
+	return &Caretaker{queue: queue, upstreams: upstreams, log: log, name: uuid.NewString()}
 }
 
 // Run works until ctx ends.
@@ -123,7 +116,7 @@ func (c *Caretaker) round(ctx context.Context, now time.Time, reconcile bool) {
 	if lead == 0 {
 		return
 	}
-	steps := []func(context.Context, time.Time) error{c.park, c.sweep}
+	steps := []func(context.Context, time.Time) error{c.sweep}
 	if now.Sub(c.healthy) >= trustAfter {
 		steps = append(steps, c.reap)
 	}
@@ -178,8 +171,8 @@ func (c *Caretaker) reap(ctx context.Context, now time.Time) error {
 }
 
 func (c *Caretaker) queues() (names []string) {
-	for _, o := range c.upstreams {
-		names = append(names, queuesOf(o.Upstream)...)
+	for _, upstream := range c.upstreams {
+		names = append(names, queuesOf(upstream)...)
 	}
 	return names
 }
@@ -189,38 +182,6 @@ func queuesOf(upstream string) (names []string) {
 		names = append(names, QueueName(upstream, p))
 	}
 	return names
-}
-
-const (
-	// parkMark is the value of a pause that is ours.
-	parkMark = "ferry"
-	// parkFrom: a shorter refusal is not worth a pause.
-	parkFrom = time.Second
-)
-
-// park pauses the queues of each upstream that is sure to refuse, for exactly as long. Pulling its jobs to
-// refuse them one by one would cost a fleet most of its Redis. The pause ends by itself, so no crash
-// leaves a queue parked; and it never touches one that an operator has paused.
-func (c *Caretaker) park(ctx context.Context, now time.Time) error {
-	for _, o := range c.upstreams {
-		left := o.ClosedUntil().Sub(now)
-		if left < parkFrom {
-			if !c.parked[o.Upstream] {
-				continue
-			}
-			left = 0
-		}
-		for _, queue := range queuesOf(o.Upstream) {
-			if err := parkScript.Run(ctx, c.queue.rdb, []string{asynqPaused(queue)}, parkMark, left.Milliseconds()).Err(); err != nil {
-				return fmt.Errorf("park %s: %w", queue, err)
-			}
-		}
-		if parked := left > 0; parked != c.parked[o.Upstream] {
-			c.parked[o.Upstream] = parked
-			c.log.LogAttrs(ctx, slog.LevelInfo, "queues parked", slog.String("upstream", o.Upstream), slog.Bool("parked", parked), slog.Int64("for_ms", left.Milliseconds()))
-		}
-	}
-	return nil
 }
 
 // reconcile looks at a batch of open jobs and gives each a task, which does nothing where there is one.

@@ -21,6 +21,12 @@ type Upstream interface {
 	Do(ctx context.Context, call openai.Call) (*httpx.Response, error)
 }
 
+// Gate holds runs back while their upstream takes no calls.
+type Gate interface {
+	// Enter returns once a run may begin, with a function to call at its end, or fails when ctx ends.
+	Enter(ctx context.Context) (leave func(), err error)
+}
+
 // Hooks are told what happens to jobs. Each may be nil, must not block, and is called once per event.
 type Hooks struct {
 	Attempt func(job *Job, a Attempt)            // an exchange with the upstream is over
@@ -34,11 +40,13 @@ type Hooks struct {
 type Handler struct {
 	queue    *Queue
 	upstream Upstream
+	gate     Gate // nil: none
 	backoff  httpx.Backoff
 	hooks    Hooks
 	log      *slog.Logger
-	slots    chan struct{} // calls in flight; asynq's own count forgets a handler whose context ended
-	closing  chan struct{} // closed when the process goes away
+	slots    chan struct{}   // calls in flight; asynq's own count forgets a handler whose context ended
+	closing  context.Context //nolint:containedctx // ends when the process goes away, and with it the waits for a place
+	shut     context.CancelFunc
 	calls    *Calls
 }
 
@@ -48,6 +56,7 @@ var _ asynq.Handler = (*Handler)(nil)
 type HandlerConfig struct {
 	Queue       *Queue
 	Upstream    Upstream
+	Gate        Gate // nil: none
 	Concurrency int
 	Backoff     httpx.Backoff // between the runs of a job
 	Hooks       Hooks
@@ -57,10 +66,12 @@ type HandlerConfig struct {
 
 // NewHandler returns a handler.
 func NewHandler(cfg HandlerConfig) *Handler {
-	return &Handler{
-		queue: cfg.Queue, upstream: cfg.Upstream, backoff: cfg.Backoff, hooks: cfg.Hooks, log: cfg.Log,
-		slots: make(chan struct{}, cfg.Concurrency), closing: make(chan struct{}), calls: cfg.Calls,
+	h := &Handler{
+		queue: cfg.Queue, upstream: cfg.Upstream, gate: cfg.Gate, backoff: cfg.Backoff, hooks: cfg.Hooks, log: cfg.Log,
+		slots: make(chan struct{}, cfg.Concurrency), calls: cfg.Calls,
 	}
+	h.closing, h.shut = context.WithCancel(context.Background())
+	return h
 }
 
 // DefaultBackoff is the wait between the runs of a job whose calls fail.
@@ -96,10 +107,15 @@ func (h *Handler) ProcessTask(ctx context.Context, t *asynq.Task) (err error) {
 	select {
 	case h.slots <- struct{}{}:
 		defer func() { <-h.slots }()
-	case <-h.closing:
+	case <-h.closing.Done():
 		return &comeBack{state: Queued, reason: "worker_draining"}
 	}
 
+	leave, err := h.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	job, err := h.claim(ctx, ref.Job)
 	if job == nil {
 		return err
@@ -161,10 +177,27 @@ func (h *Handler) rerunByOperator(ctx context.Context, id string, s State) bool 
 	return err == nil
 }
 
+// enter waits at the gate, before the job is claimed. A job that is held there stays queued, snoozed or
+// retrying to all the world: it can be canceled and can expire. And it holds its place, so that once the
+// places are full nothing more is pulled from the queue: an upstream that is down for an hour costs Redis
+// less than an idle one, and no job is pulled, refused and put back again and again.
+func (h *Handler) enter(ctx context.Context) (leave func(), err error) {
+	if h.gate == nil {
+		return func() {}, nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(h.closing, cancel)()
+	if leave, err = h.gate.Enter(ctx); err != nil {
+		return nil, &comeBack{state: Queued, reason: "worker_draining"}
+	}
+	return leave, nil
+}
+
 // close keeps new runs from starting and waits for those in progress, by taking every slot. It is called
 // once.
 func (h *Handler) close() {
-	close(h.closing)
+	h.shut()
 	for range cap(h.slots) {
 		h.slots <- struct{}{}
 	}

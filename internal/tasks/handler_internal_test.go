@@ -127,6 +127,55 @@ func TestLingeringHasAnEnd(t *testing.T) {
 	})
 }
 
+// door is a gate that a test opens.
+type door chan struct{}
+
+func (d door) Enter(ctx context.Context) (func(), error) {
+	select {
+	case <-d:
+		return func() {}, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func TestJobHeldAtTheGateIsNobodysYet(t *testing.T) {
+	b := newBundle(t)
+	up := &upstream{answers: []answer{says(`{}`)}}
+	h, d := b.handler(up, NewCalls()), make(door)
+	h.gate = d
+	canceled, kept := b.submit(t).ID, b.submit(t).ID
+	results := make(chan error, 2)
+	for _, id := range []string{canceled, kept} {
+		go func() { results <- runOnce(t, h, id) }()
+	}
+	eventually(t, 5*time.Second, "both hold a place", func() bool { return len(h.slots) == 2 })
+	require.Equal(t, Queued, b.must(t, kept).State)
+	require.Zero(t, b.must(t, kept).Runs)
+	_, err := b.Cancel(t.Context(), canceled)
+	require.NoError(t, err)
+	close(d)
+	require.NoError(t, <-results)
+	require.NoError(t, <-results)
+	require.Equal(t, 1, up.count(), "the canceled job is not called for")
+	require.Equal(t, Succeeded, b.must(t, kept).State)
+}
+
+func TestDrainDoesNotWaitForTheGate(t *testing.T) {
+	b := newBundle(t)
+	h := b.handler(&upstream{}, NewCalls())
+	h.gate = make(door)
+	id := b.submit(t).ID
+	result := make(chan error, 1)
+	go func() { result <- runOnce(t, h, id) }()
+	eventually(t, 5*time.Second, "it holds a place", func() bool { return len(h.slots) == 1 })
+	h.close()
+	var back *comeBack
+	require.ErrorAs(t, <-result, &back)
+	require.Zero(t, back.delay)
+	require.Zero(t, b.must(t, id).Runs)
+}
+
 func TestHandlerGivesUpWhenAttemptsAreSpent(t *testing.T) {
 	b := newBundle(t)
 	up := &upstream{answers: []answer{fails(httpx.Transient, "http_500", true, true)}}

@@ -117,60 +117,9 @@ func (b *bundle) orphan(t testing.TB, left time.Duration) *Job {
 	return job
 }
 
-// outlook is that of the one upstream of these tests; nil: it takes calls.
-func outlook(closedUntil func() time.Time) []Outlook {
-	if closedUntil == nil {
-		closedUntil = func() time.Time { return time.Time{} }
-	}
-	return []Outlook{{Upstream: "up", ClosedUntil: closedUntil}}
-}
-
-func TestParkedQueuesCostNothingAndOpenByThemselves(t *testing.T) {
-	b := newBundle(t)
-	until := time.Now().Add(2500 * time.Millisecond)
-	care := NewCaretaker(b.Queue, outlook(func() time.Time { return until }), discard())
-	require.NoError(t, care.park(t.Context(), time.Now()))
-	up := &upstream{answers: []answer{says(`{}`)}}
-	b.serve(t, up, time.Second)
-	id := b.submit(t).ID
-	job := b.ends(t, id, Succeeded) // nobody lifts the pause: the caretaker might have died
-	require.WithinRange(t, job.StartedAt, until.Add(-50*time.Millisecond), until.Add(2*time.Second))
-	require.Zero(t, job.Snoozes)
-}
-
-func TestParkingEndsEarlyWithItsReason(t *testing.T) {
-	b := newBundle(t)
-	until := time.Now().Add(time.Hour)
-	care := NewCaretaker(b.Queue, outlook(func() time.Time { return until }), discard())
-	paused := func() int64 {
-		return b.rdb.Exists(t.Context(), asynqPaused("up:high"), asynqPaused("up:default"), asynqPaused("up:low")).Val()
-	}
-	require.NoError(t, care.park(t.Context(), time.Now()))
-	require.EqualValues(t, 3, paused())
-	until = time.Time{}
-	require.NoError(t, care.park(t.Context(), time.Now()))
-	require.Zero(t, paused())
-}
-
-func TestParkingLeavesAnOperatorsPauseAlone(t *testing.T) {
-	b := newBundle(t)
-	until := time.Now().Add(time.Hour)
-	care := NewCaretaker(b.Queue, outlook(func() time.Time { return until }), discard())
-	b.submit(t)
-	inspect := asynq.NewInspectorFromRedisClient(b.rdb)
-	require.NoError(t, inspect.PauseQueue("up:default"))
-	require.NoError(t, care.park(t.Context(), time.Now()))
-	require.Zero(t, max(0, b.rdb.PTTL(t.Context(), asynqPaused("up:default")).Val()), "an operator's pause has no end")
-	until = time.Time{}
-	require.NoError(t, care.park(t.Context(), time.Now()))
-	info, err := inspect.GetQueueInfo("up:default")
-	require.NoError(t, err)
-	require.True(t, info.Paused)
-}
-
 func TestReaperPutsTheJobsOfADeadWorkerBack(t *testing.T) {
 	b := newBundle(t)
-	care := NewCaretaker(b.Queue, outlook(nil), discard())
+	care := NewCaretaker(b.Queue, []string{"up"}, discard())
 	dead, alive := b.orphan(t, 10*time.Second), b.orphan(t, 25*time.Second)
 	require.NoError(t, care.reap(t.Context(), time.Now()))
 	require.Equal(t, []string{dead.ID}, b.rdb.LRange(t.Context(), asynqPending(dead.Queue()), 0, -1).Val())
@@ -184,7 +133,7 @@ func TestReaperPutsTheJobsOfADeadWorkerBack(t *testing.T) {
 
 func TestReaperRemovesGhosts(t *testing.T) {
 	b := newBundle(t)
-	care := NewCaretaker(b.Queue, outlook(nil), discard())
+	care := NewCaretaker(b.Queue, []string{"up"}, discard())
 	job := b.orphan(t, 0)
 	require.NoError(t, b.rdb.Del(t.Context(), asynqTaskPrefix(job.Queue())+job.ID).Err())
 	require.NoError(t, care.reap(t.Context(), time.Now()))
@@ -193,7 +142,7 @@ func TestReaperRemovesGhosts(t *testing.T) {
 
 func TestReaperDoesNotTrustAnOutage(t *testing.T) {
 	b := newBundle(t)
-	care := NewCaretaker(b.Queue, outlook(nil), discard())
+	care := NewCaretaker(b.Queue, []string{"up"}, discard())
 	job := b.orphan(t, 0)
 	pending := func() int64 { return b.rdb.LLen(t.Context(), asynqPending(job.Queue())).Val() }
 	now := time.Now()
@@ -222,7 +171,7 @@ func TestOneCaretakerLeads(t *testing.T) {
 
 func TestReconcilerGivesALostJobATask(t *testing.T) {
 	b := newBundle(t)
-	care := NewCaretaker(b.Queue, outlook(nil), discard())
+	care := NewCaretaker(b.Queue, []string{"up"}, discard())
 	up := &upstream{answers: []answer{says(`{}`)}}
 	lost := b.newJob(Submission{Kind: "chat", Upstream: "up", Request: []byte("{}")})
 	_, _, err := b.create(t.Context(), lost, "h")
@@ -245,7 +194,7 @@ func TestReconcilerGivesALostJobATask(t *testing.T) {
 
 func TestReconcilerWalksAllOpenJobs(t *testing.T) {
 	b := newBundle(t)
-	care := NewCaretaker(b.Queue, outlook(nil), discard())
+	care := NewCaretaker(b.Queue, []string{"up"}, discard())
 	const n = 2*reconcileBatch + 50
 	for range n {
 		_, _, err := b.create(t.Context(), b.newJob(Submission{Kind: "chat", Upstream: "up", Request: []byte("{}")}), "h")

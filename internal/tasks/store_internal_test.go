@@ -216,7 +216,7 @@ func TestLifeOfAJobProperty(t *testing.T) {
 
 func TestSweepExpiresAndDeletes(t *testing.T) {
 	b := newBundle(t)
-	care := NewCaretaker(b.Queue, outlook(nil), discard())
+	care := NewCaretaker(b.Queue, []string{"up"}, discard())
 	waits := b.submit(t, func(s *Submission) { s.ExpiresIn = time.Minute })
 	runs := b.submit(t, func(s *Submission) { s.ExpiresIn = time.Minute })
 	_, err := b.claim(t.Context(), runs.ID)

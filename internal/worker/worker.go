@@ -80,23 +80,6 @@ type unit struct {
 	server   *tasks.Server
 }
 
-// forcedFor is how long a breaker that an operator holds open is taken to stay so; it is asked again long
-// before.
-const forcedFor = 5 * time.Second
-
-// closedUntil is until when the breaker is sure to refuse. What only this process believes, for want of
-// Redis, is no reason to stop the fleet.
-func (u *unit) closedUntil() time.Time {
-	switch s := u.breaker.Status(); {
-	case !s.Fleet || s.State != breaker.Open:
-		return time.Time{}
-	case s.Mode == breaker.ForceOpen:
-		return time.Now().Add(forcedFor)
-	default:
-		return s.OpenUntil
-	}
-}
-
 // New returns a worker on two Redis clients: the second is for asynq's acknowledgements, see
 // [tasks.NewServer]. It does not dial.
 func New(cfg Config, rdb, acks redis.UniversalClient, log *slog.Logger) (*Worker, error) {
@@ -116,16 +99,16 @@ func New(cfg Config, rdb, acks redis.UniversalClient, log *slog.Logger) (*Worker
 		cfg: cfg, rdb: rdb, acks: acks, log: log, queue: queue, calls: calls, metrics: newMetrics(calls),
 		ready: make(chan struct{}), gone: make(chan struct{}),
 	}
-	var outlooks []tasks.Outlook
+	var names []string
 	for _, u := range cfg.Upstreams {
 		unit, err := w.unit(u)
 		if err != nil {
 			return nil, err
 		}
 		w.units = append(w.units, unit)
-		outlooks = append(outlooks, tasks.Outlook{Upstream: unit.upstream.Name(), ClosedUntil: unit.closedUntil})
+		names = append(names, unit.upstream.Name())
 	}
-	w.care = tasks.NewCaretaker(queue, outlooks, log)
+	w.care = tasks.NewCaretaker(queue, names, log)
 	return w, nil
 }
 
@@ -135,11 +118,16 @@ func (w *Worker) unit(u Upstream) (*unit, error) {
 		return nil, fmt.Errorf("upstream %s: %w", u.Name, err)
 	}
 	u.Breaker.Name, u.Breaker.Logger = u.Name, w.log
-	u.Breaker.OnChange = func(c breaker.Change) { w.metrics.breakerChanged(u.Name, c) }
+	var g *gate
+	u.Breaker.OnChange = func(c breaker.Change) {
+		w.metrics.breakerChanged(u.Name, c)
+		g.notify()
+	}
 	br, err := breaker.New(w.rdb, u.Breaker)
 	if err != nil {
 		return nil, fmt.Errorf("upstream %s: %w", u.Name, err)
 	}
+	g = newGate(br.Status, u.Breaker.WithDefaults().Probes)
 	w.metrics.breakerIs(u.Name, breaker.Closed)
 	up, err := openai.New(u.Config, br, w.metrics.calls(u.Name))
 	if err != nil {
@@ -147,7 +135,7 @@ func (w *Worker) unit(u Upstream) (*unit, error) {
 	}
 	w.metrics.pools.stats[u.Name] = up.Stats
 	handler := tasks.NewHandler(tasks.HandlerConfig{
-		Queue: w.queue, Upstream: up, Concurrency: u.Concurrency, Backoff: w.cfg.Backoff,
+		Queue: w.queue, Upstream: up, Gate: g, Concurrency: u.Concurrency, Backoff: w.cfg.Backoff,
 		Hooks: w.metrics.hooks(), Calls: w.calls, Log: w.log,
 	})
 	server := tasks.NewServer(w.acks, tasks.ServerConfig{
