@@ -33,7 +33,7 @@ func newServer() *httptest.Server {
 		_, _ = io.WriteString(w, `{"error":{"message":"the job has succeeded","type":"conflict","param":null,"code":"job_ended"}}`)
 	})
 	mux.HandleFunc("GET /v1/upstreams", func(w http.ResponseWriter, r *http.Request) {
-		_, _ = io.WriteString(w, `{"object":"list","data":[{"name":"openai","breaker":{"state":"open","calls":60,"failures":42},"jobs":{"ready":7,"parked":true}}]}`)
+		_, _ = io.WriteString(w, `{"object":"list","data":[{"name":"openai","breaker":{"state":"open","calls":60,"failures":42},"jobs":{"ready":7}}]}`)
 	})
 	mux.HandleFunc("POST /v1/upstreams/openai/close", func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, `{"name":"openai","breaker":{"state":"closed","mode":"close"},"jobs":{}}`)

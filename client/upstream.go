@@ -79,9 +79,8 @@ type Breaker struct {
 // Backlog is what waits for an upstream, over all priorities.
 type Backlog struct {
 	Ready   int  `json:"ready"`   // could run now
-	Running int  `json:"running"` // a worker has them
+	Taken   int  `json:"taken"`   // workers have them: in a call, or held until the breaker lets one pass
 	Waiting int  `json:"waiting"` // snoozed, retrying or delayed
-	Parked  bool `json:"parked"`  // the fleet holds its queues back while the breaker is open
 	Paused  bool `json:"paused"`  // an operator has paused a queue, in the dashboard
 
 	Oldest time.Duration `json:"-"` // how long the oldest of Ready has been ready; whole milliseconds

@@ -18,7 +18,7 @@ import (
 const fullUpstream = `{"name":"openai","object":"upstream","breaker":{"state":"open","mode":"auto","reason":"failure_ratio",
   "since":"2026-11-23T12:00:00.123Z","open_until":"2026-11-23T12:00:05.5Z",
   "calls":60,"failures":42,"failure_ratio":0.7,"slow":3,"trips":2,"probes":1},
- "jobs":{"ready":7,"running":1,"waiting":5,"oldest_seconds":1.5,"parked":true,"paused":true}}`
+ "jobs":{"ready":7,"taken":1,"waiting":5,"oldest_seconds":1.5,"paused":true}}`
 
 func TestUpstreamDecodesEveryField(t *testing.T) {
 	c, s := newClient(t, client.Config{}, answer{status: http.StatusOK, body: `{"object":"list","data":[` + fullUpstream + `,{"name":"local"}]}`})
@@ -33,7 +33,7 @@ func TestUpstreamDecodesEveryField(t *testing.T) {
 				State: client.BreakerOpen, Mode: client.ModeAuto, Reason: "failure_ratio", Since: at(123), OpenUntil: at(5500),
 				Calls: 60, Failures: 42, FailureRatio: 0.7, Slow: 3, Trips: 2, Probes: 1,
 			},
-			Jobs: client.Backlog{Ready: 7, Running: 1, Waiting: 5, Oldest: 1500 * time.Millisecond, Parked: true, Paused: true},
+			Jobs: client.Backlog{Ready: 7, Taken: 1, Waiting: 5, Oldest: 1500 * time.Millisecond, Paused: true},
 		},
 		{Name: "local"},
 	}

@@ -44,15 +44,16 @@ type Env struct {
 type cli struct {
 	Help helpFlag `short:"h" help:"Show help, also of one command."`
 
-	Dev     DevCmd     `cmd:"" help:"Run the whole system in one process."`
-	Sim     SimCmd     `cmd:"" help:"Run a simulated upstream."`
-	Submit  SubmitCmd  `cmd:"" help:"Hand in a job and print its ID."`
-	Get     GetCmd     `cmd:"" help:"Show a job as it is now."`
-	Wait    WaitCmd    `cmd:"" help:"Wait for a job and print its answer."`
-	List    ListCmd    `cmd:"" help:"List jobs, newest first."`
-	Cancel  CancelCmd  `cmd:"" help:"End a job that has not ended."`
-	Retry   RetryCmd   `cmd:"" help:"Queue an ended job without an answer once more."`
-	Version VersionCmd `cmd:"" help:"Print the version."`
+	Dev       DevCmd       `cmd:"" help:"Run the whole system in one process."`
+	Sim       SimCmd       `cmd:"" help:"Run a simulated upstream."`
+	Submit    SubmitCmd    `cmd:"" help:"Hand in a job and print its ID."`
+	Get       GetCmd       `cmd:"" help:"Show a job as it is now."`
+	Wait      WaitCmd      `cmd:"" help:"Wait for a job and print its answer."`
+	List      ListCmd      `cmd:"" help:"List jobs, newest first."`
+	Cancel    CancelCmd    `cmd:"" help:"End a job that has not ended."`
+	Retry     RetryCmd     `cmd:"" help:"Queue an ended job without an answer once more."`
+	Upstreams UpstreamsCmd `cmd:"" help:"Show the upstreams, or force the breaker of one."`
+	Version   VersionCmd   `cmd:"" help:"Print the version."`
 }
 
 // usageError is a mistake of the caller: exit code 2.

@@ -26,6 +26,9 @@ func TestUsageErrorsExitWithTwo(t *testing.T) {
 		{args: "list --limit 0", want: "--limit is below 1"},
 		{args: "wait x --timeout=-1s", want: "--timeout cannot be negative"},
 		{args: "wait x --timeout soon", want: "--timeout"},
+		{args: "upstreams shut", want: `"shut" is not open, close or auto`},
+		{args: "upstreams open", want: `name the upstream, as in "ferry upstreams open openai"`},
+		{args: "upstreams open a b", want: `unexpected argument b; see "ferry upstreams --help"`},
 		{args: "submit", want: "give a prompt, or a request with --file"},
 		{args: "submit hi --file x", want: "give a prompt or --file, not both"},
 		{args: "submit --file x --model m", want: "the model stands in the request"},
@@ -76,6 +79,21 @@ func TestColoursKeepTheColumnsAligned(t *testing.T) {
 		"job_2  \x1b[32msucceeded  \x1b[0m-     -      -         0/0       now\n", got)
 }
 
+func TestABreakersColourIsWhatItDoesToCalls(t *testing.T) {
+	v := view{now: time.Now(), color: true}
+	got := v.upstreams([]client.Upstream{
+		{Name: "a", Breaker: client.Breaker{State: client.BreakerOpen, Mode: client.ModeOpen}},
+		{Name: "b", Breaker: client.Breaker{State: client.BreakerHalfOpen}},
+		{Name: "c", Breaker: client.Breaker{State: client.BreakerClosed}},
+		{Name: "d", Breaker: client.Breaker{State: "of a newer server"}},
+	})
+	rows := strings.Split(got, "\n")
+	require.True(t, strings.HasPrefix(rows[1], "a         \x1b[31mopen, forced       \x1b[0m-"), rows[1])
+	require.Contains(t, rows[2], "\x1b[33mhalf-open")
+	require.Contains(t, rows[3], "\x1b[32mclosed")
+	require.NotContains(t, rows[4], "\x1b")
+}
+
 func TestOnATerminalAnswersCannotSteerIt(t *testing.T) {
 	job := &client.Job{Kind: client.KindChat, Result: []byte(`{"choices":[{"message":{"content":"a\n\u001b]0;title\u0007b"}}]}`)}
 	require.Equal(t, "a\n]0;titleb", view{terminal: true}.answer(job))
@@ -110,7 +128,9 @@ func TestWhen(t *testing.T) {
 		want  string
 	}{
 		{500 * time.Millisecond, "now"},
+		{1040 * time.Millisecond, "1 second ago"},
 		{2 * time.Second, "2 seconds ago"},
+		{2100 * time.Millisecond, "2.1 seconds ago"},
 		{2340 * time.Millisecond, "2.3 seconds ago"},
 		{-30 * time.Second, "in 30 seconds"},
 		{100 * time.Second, "2 minutes ago"},

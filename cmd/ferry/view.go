@@ -17,7 +17,7 @@ import (
 	"github.com/ferry-queue/ferry/client"
 )
 
-// view writes jobs for people.
+// view writes jobs and upstreams for people.
 type view struct {
 	now      time.Time
 	terminal bool // stdout is one: control characters of others are kept from it
@@ -47,7 +47,7 @@ func isTerminal(w io.Writer) bool {
 
 // summary is a job in one line.
 func (v view) summary(job *client.Job) string {
-	s := clean(job.ID) + " is " + v.paint(job.State, clean(string(job.State)))
+	s := clean(job.ID) + " is " + v.paint(colorOf(job.State), clean(string(job.State)))
 	if job.State == client.StateSucceeded {
 		s += " after " + count(job.Attempts, "attempt")
 		if !job.FinishedAt.IsZero() && !job.CreatedAt.IsZero() {
@@ -60,7 +60,7 @@ func (v view) summary(job *client.Job) string {
 // job is all there is to know about a job, in words.
 func (v view) job(job *client.Job) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s is %s\n", clean(job.ID), v.paint(job.State, clean(string(job.State))))
+	fmt.Fprintf(&b, "%s is %s\n", clean(job.ID), v.paint(colorOf(job.State), clean(string(job.State))))
 	line := func(name, text string) {
 		if text != "" {
 			fmt.Fprintf(&b, "  %-9s %s\n", name, clean(text))
@@ -148,7 +148,7 @@ func (v view) list(jobs []*client.Job) string {
 		if row == 0 || column != 1 {
 			return padded
 		}
-		return v.paint(jobs[row-1].State, padded)
+		return v.paint(colorOf(jobs[row-1].State), padded)
 	})
 }
 
@@ -298,6 +298,9 @@ func words(d time.Duration) string {
 	case d < time.Second:
 		return d.Round(time.Millisecond).String()
 	case d < 10*time.Second:
+		if d = d.Round(100 * time.Millisecond); d == time.Second {
+			return "1 second"
+		}
 		return strings.TrimSuffix(fmt.Sprintf("%.1f", d.Seconds()), ".0") + " seconds"
 	case d < 90*time.Second:
 		return count(int(d.Round(time.Second)/time.Second), "second")
@@ -320,21 +323,34 @@ func count(n int, thing string) string {
 	return fmt.Sprintf("%d %ss", n, thing)
 }
 
-// paint colours text by a job's state.
-func (v view) paint(state client.State, text string) string {
-	if !v.color {
-		return text
-	}
+// The colours: ANSI's numbers for them.
+const (
+	plain  = ""
+	red    = "31"
+	green  = "32"
+	yellow = "33"
+)
+
+// colorOf says at a glance how a job fares.
+func colorOf(state client.State) string {
 	switch state {
 	case client.StateSucceeded:
-		return "\x1b[32m" + text + "\x1b[0m" // green
+		return green
 	case client.StateFailed, client.StateExpired:
-		return "\x1b[31m" + text + "\x1b[0m" // red
+		return red
 	case client.StateSnoozed, client.StateRetrying:
-		return "\x1b[33m" + text + "\x1b[0m" // yellow
+		return yellow
 	default:
+		return plain
+	}
+}
+
+// paint colours text where stdout can show it.
+func (v view) paint(color, text string) string {
+	if !v.color || color == plain {
 		return text
 	}
+	return "\x1b[" + color + "m" + text + "\x1b[0m"
 }
 
 // clean makes text of others one line that cannot steer a terminal.

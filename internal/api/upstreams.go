@@ -46,10 +46,9 @@ type breakerObject struct {
 
 type backlogObject struct {
 	Ready         int     `json:"ready"`
-	Running       int     `json:"running"`
+	Taken         int     `json:"taken"` // by workers: in a call, or held until the breaker lets one pass
 	Waiting       int     `json:"waiting"`
 	OldestSeconds float64 `json:"oldest_seconds"`
-	Parked        bool    `json:"parked"` // held back while the breaker is open
 	Paused        bool    `json:"paused"` // by an operator, in the dashboard
 }
 
@@ -91,7 +90,7 @@ func (s *Server) upstream(ctx context.Context, name string) (upstreamObject, err
 	if err != nil {
 		return upstreamObject{}, err
 	}
-	backlog, err := s.queue.Backlog(ctx, name)
+	backlog, err := s.queue.Backlog(name)
 	if err != nil {
 		return upstreamObject{}, err
 	}
@@ -114,7 +113,7 @@ func breakerOf(s breaker.Status) breakerObject {
 
 func backlogOf(b tasks.Backlog) backlogObject {
 	return backlogObject{
-		Ready: b.Ready, Running: b.Running, Waiting: b.Waiting, OldestSeconds: b.Oldest.Seconds(), Parked: b.Parked, Paused: b.Paused,
+		Ready: b.Ready, Taken: b.Taken, Waiting: b.Waiting, OldestSeconds: b.Oldest.Seconds(), Paused: b.Paused,
 	}
 }
 
@@ -125,7 +124,7 @@ func (s *Server) override(c echo.Context) error {
 	if !ok {
 		return &Error{
 			Status: http.StatusNotFound, Type: invalidRequest, Code: "unknown_upstream", Param: "name",
-			Message: fmt.Sprintf("name: %q is not configured; give one of %s.", name, strings.Join(s.cfg.Upstreams, ", ")),
+			Message: fmt.Sprintf("name: %q is not configured; give one of %s.", cut(name, 100), strings.Join(s.cfg.Upstreams, ", ")),
 		}
 	}
 	mode, err := breaker.ParseMode(c.Param("mode"))

@@ -37,10 +37,9 @@ type shown struct {
 	}
 	Jobs struct {
 		Ready         int
-		Running       int
+		Taken         int
 		Waiting       int
 		OldestSeconds float64 `json:"oldest_seconds"`
-		Parked        bool
 		Paused        bool
 	}
 }
@@ -101,7 +100,7 @@ func TestUpstreamsShowNothingElse(t *testing.T) {
 	}
 	require.Equal(t, []string{"breaker", "jobs", "name", "object"}, slices.Sorted(maps.Keys(list.Data[0])))
 	require.Equal(t, []string{"calls", "failure_ratio", "failures", "mode", "probes", "since", "slow", "state", "trips"}, fields(list.Data[0]["breaker"]))
-	require.Equal(t, []string{"oldest_seconds", "parked", "paused", "ready", "running", "waiting"}, fields(list.Data[0]["jobs"]))
+	require.Equal(t, []string{"oldest_seconds", "paused", "ready", "taken", "waiting"}, fields(list.Data[0]["jobs"]))
 }
 
 func TestOverrideIsShownToEveryone(t *testing.T) {
@@ -164,31 +163,30 @@ func TestUpstreamsCountTheirJobs(t *testing.T) {
 
 	list := b.upstreams(t)
 	jobs := list[0].Jobs
-	require.Equal(t, []int{2, 1, 1}, []int{jobs.Ready, jobs.Running, jobs.Waiting})
-	require.Equal(t, []bool{false, false}, []bool{jobs.Parked, jobs.Paused})
+	require.Equal(t, []int{2, 1, 1}, []int{jobs.Ready, jobs.Taken, jobs.Waiting})
+	require.False(t, jobs.Paused)
 	require.Positive(t, jobs.OldestSeconds)
 	require.Less(t, jobs.OldestSeconds, 60.0)
 	jobs = list[1].Jobs
-	require.Equal(t, []int{1, 0, 0}, []int{jobs.Ready, jobs.Running, jobs.Waiting})
+	require.Equal(t, []int{1, 0, 0}, []int{jobs.Ready, jobs.Taken, jobs.Waiting})
 }
 
-// Two look the same to asynq: an operator's pause, made in the dashboard, and the fleet's own.
-func TestUpstreamsTellParkedFromPaused(t *testing.T) {
+func TestUpstreamsShowAPauseOfTheDashboard(t *testing.T) {
 	b := newBundle(t, func(c *api.Config) { c.Dashboard = dashboard.Full })
-	held := func() []bool {
-		jobs := b.upstreams(t)[0].Jobs
-		return []bool{jobs.Parked, jobs.Paused}
+	paused := func() []bool {
+		list := b.upstreams(t)
+		return []bool{list[0].Jobs.Paused, list[1].Jobs.Paused}
 	}
 	b.submit(t, hello)
 	b.submit(t, jobWith(`"priority":"low"`))
-	require.Equal(t, []bool{false, false}, held())
+	require.Equal(t, []bool{false, false}, paused())
 	require.Equal(t, 204, b.do("POST", "/dashboard/api/queues/main:low:pause", "").Code)
-	require.Equal(t, []bool{false, true}, held())
-	require.NoError(t, b.rdb.Set(t.Context(), "asynq:{main:default}:paused", "ferry", time.Minute).Err(), "as a worker parks it")
-	require.Equal(t, []bool{true, true}, held())
+	require.Equal(t, []bool{true, false}, paused(), "one of its three queues is enough")
+	b.override(t, "main", "open")
+	b.override(t, "main", "auto")
+	require.Equal(t, []bool{true, false}, paused(), "the breaker has nothing to do with it")
 	require.Equal(t, 204, b.do("POST", "/dashboard/api/queues/main:low:resume", "").Code)
-	require.Equal(t, []bool{true, false}, held())
-	require.Equal(t, []bool{false, false}, []bool{b.upstreams(t)[1].Jobs.Parked, b.upstreams(t)[1].Jobs.Paused})
+	require.Equal(t, []bool{false, false}, paused())
 }
 
 func TestBadOverrides(t *testing.T) {
@@ -205,8 +203,9 @@ func TestBadOverrides(t *testing.T) {
 		{"POST /v1/upstreams/nobody/shut", 404, "unknown_upstream", "name", "give one of main, other"},
 		{"POST /v1/upstreams/main/shut", 400, "invalid_value", "mode", `"shut" is not one of open, close, auto`},
 		{"POST /v1/upstreams/main/OPEN", 400, "invalid_value", "mode", `"OPEN"`},
+		{"POST /v1/upstreams//open", 404, "unknown_upstream", "name", `""`},
 		{"POST /v1/upstreams/main", 404, "unknown_url", "", ""},
-		{"POST /v1/upstreams/main/open/wide", 404, "unknown_url", "", ""},
+		{"POST /v1/upstreams/main/open/wide", 400, "invalid_value", "mode", `"open/wide"`},
 		{"GET /v1/upstreams/main/open", 405, "method_not_allowed", "", ""},
 		{"POST /v1/upstreams", 405, "method_not_allowed", "", ""},
 	}
