@@ -12,8 +12,7 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/alecthomas/kong"
-
+	"github.com/ferry-queue/ferry/cmd/internal/cmdline"
 	"github.com/ferry-queue/ferry/internal/api"
 	"github.com/ferry-queue/ferry/internal/config"
 	"github.com/ferry-queue/ferry/internal/dashboard"
@@ -28,10 +27,8 @@ const (
 )
 
 type flags struct {
-	Config   string           `help:"Configuration file (default: ferry.yaml if it is there)." type:"path" placeholder:"FILE"`
-	Addr     string           `help:"Address to listen on; port 0 takes a free one." placeholder:"HOST:PORT"`
-	RedisURL string           `help:"Redis to use." placeholder:"URL"`
-	Version  kong.VersionFlag `help:"Print the version and exit."`
+	cmdline.Flags
+	Addr string `help:"Address to listen on; port 0 takes a free one." placeholder:"HOST:PORT"`
 }
 
 func main() {
@@ -43,28 +40,19 @@ func main() {
 
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
 	var f flags
-	exited := -1
-	parser, err := kong.New(&f, kong.Name("api"), kong.Description("Ferry's HTTP server."), kong.Writers(stdout, stderr),
-		kong.Vars{"version": config.Version()}, kong.Exit(func(code int) { exited = code }))
-	if err == nil {
-		_, err = parser.Parse(args)
-	}
-	if exited >= 0 {
-		return exited
-	}
-	if err != nil {
+	program := cmdline.Program{Name: "api", Description: "Ferry's HTTP server.", Args: args, Stdout: stdout, Stderr: stderr}
+	if printed, err := program.Parse(&f); printed {
+		return exitOK
+	} else if err != nil {
 		fmt.Fprintln(stderr, "api:", err)
 		return exitUsage
 	}
-	cfg, err := config.Load(config.Source{File: f.Config, Getenv: getenv, NoKeys: true, Over: func(c *config.Config) {
+	cfg, err := config.Load(config.Source{File: f.Config, Getenv: getenv, NoKeys: true, NeedUpstream: true, Over: func(c *config.Config) {
 		if f.Addr != "" {
 			c.API.Addr = f.Addr
 		}
 		c.SetRedisURL(f.RedisURL)
 	}})
-	if err == nil && len(cfg.Upstreams) == 0 {
-		err = config.ErrNoUpstream
-	}
 	if err == nil {
 		err = apiConfig(cfg).WithDefaults().Validate()
 	}

@@ -13,8 +13,7 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/alecthomas/kong"
-
+	"github.com/ferry-queue/ferry/cmd/internal/cmdline"
 	"github.com/ferry-queue/ferry/internal/config"
 	"github.com/ferry-queue/ferry/internal/config/workerconfig"
 	"github.com/ferry-queue/ferry/internal/redisclient"
@@ -29,10 +28,8 @@ const (
 )
 
 type flags struct {
-	Config    string           `help:"Configuration file (default: ferry.yaml if it is there)." type:"path" placeholder:"FILE"`
-	AdminAddr string           `help:"Address for health and metrics; port 0 takes a free one." placeholder:"HOST:PORT"`
-	RedisURL  string           `help:"Redis to use." placeholder:"URL"`
-	Version   kong.VersionFlag `help:"Print the version and exit."`
+	cmdline.Flags
+	AdminAddr string `help:"Address for health and metrics; port 0 takes a free one." placeholder:"HOST:PORT"`
 }
 
 func main() {
@@ -44,16 +41,10 @@ func main() {
 
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
 	var f flags
-	exited := -1
-	parser, err := kong.New(&f, kong.Name("worker"), kong.Description("Carries Ferry's jobs to their upstreams."),
-		kong.Writers(stdout, stderr), kong.Vars{"version": config.Version()}, kong.Exit(func(code int) { exited = code }))
-	if err == nil {
-		_, err = parser.Parse(args)
-	}
-	if exited >= 0 {
-		return exited
-	}
-	if err != nil {
+	program := cmdline.Program{Name: "worker", Description: "Carries Ferry's jobs to their upstreams.", Args: args, Stdout: stdout, Stderr: stderr}
+	if printed, err := program.Parse(&f); printed {
+		return exitOK
+	} else if err != nil {
 		fmt.Fprintln(stderr, "worker:", err)
 		return exitUsage
 	}
@@ -72,15 +63,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 }
 
 func load(f flags, getenv func(string) string) (*config.Config, worker.Config, error) {
-	cfg, err := config.Load(config.Source{File: f.Config, Getenv: getenv, Over: func(c *config.Config) {
+	cfg, err := config.Load(config.Source{File: f.Config, Getenv: getenv, NeedUpstream: true, Over: func(c *config.Config) {
 		if f.AdminAddr != "" {
 			c.Worker.AdminAddr = f.AdminAddr
 		}
 		c.SetRedisURL(f.RedisURL)
 	}})
-	if err == nil && len(cfg.Upstreams) == 0 {
-		err = config.ErrNoUpstream
-	}
 	if err != nil {
 		return nil, worker.Config{}, err
 	}

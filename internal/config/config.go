@@ -127,15 +127,16 @@ var ErrNoUpstream = errors.New("config: no upstream: set OPENAI_API_KEY, or OPEN
 
 // Source is where settings come from besides the defaults.
 type Source struct {
-	Base   func(*Config)       // changes the defaults, of which only those of texts are known here; may be nil
-	File   string              // "": ferry.yaml if it is there, or FERRY_CONFIG
-	Getenv func(string) string // the environment
-	Over   func(*Config)       // flags; may be nil
-	NoKeys bool                // leave the keys of upstreams alone: the API calls none, and should not have them
+	Base         func(*Config)       // changes the defaults, of which only those of texts are known here; may be nil
+	File         string              // "": ferry.yaml if it is there, or FERRY_CONFIG
+	Getenv       func(string) string // the environment
+	Over         func(*Config)       // flags; may be nil
+	NeedUpstream bool                // no upstream is a problem: see ErrNoUpstream
+	NoKeys       bool                // leave the keys of upstreams alone: the API calls none, and should not have them
 }
 
 // Load reads a configuration. A file that cannot be read ends it at once; all other problems are reported
-// together, each with its key. An empty list of upstreams is no problem here: ferry dev brings one.
+// together, each with its key. No upstream is no problem unless one is needed: ferry dev brings its own.
 func Load(src Source) (*Config, error) {
 	cfg := &Config{}
 	if err := cfg.readFile(src); err != nil {
@@ -146,6 +147,9 @@ func Load(src Source) (*Config, error) {
 		src.Over(cfg)
 	}
 	cfg.complete(src)
+	if src.NeedUpstream && len(cfg.Upstreams) == 0 {
+		err = errors.Join(err, ErrNoUpstream)
+	}
 	if err := errors.Join(err, cfg.readSecrets(src), cfg.Validate()); err != nil {
 		return nil, err
 	}

@@ -58,14 +58,15 @@ func layers() []layer {
 			"the rest of the settings, for those who may call an upstream",
 		},
 
+		{"cmd/internal/cmdline", []string{"internal/config"}, "two programs take the same flags"},
 		{
 			"cmd/api",
-			[]string{"internal/api", "internal/config", "internal/dashboard", "internal/redisclient"},
+			[]string{"cmd/internal/cmdline", "internal/api", "internal/config", "internal/dashboard", "internal/redisclient"},
 			"joins the packages that accept jobs",
 		},
 		{
 			"cmd/worker",
-			[]string{"internal/config", "internal/config/workerconfig", "internal/redisclient", "internal/worker"},
+			[]string{"cmd/internal/cmdline", "internal/config", "internal/config/workerconfig", "internal/redisclient", "internal/worker"},
 			"joins the packages that carry jobs out",
 		},
 		{

@@ -51,11 +51,11 @@ func TestDockerfileImagesArePinned(t *testing.T) {
 
 func TestTheImageHasEveryBinary(t *testing.T) {
 	d := readDockerfile(t)
-	directories, err := filepath.Glob(filepath.Join(root, "cmd", "*"))
+	mains, err := filepath.Glob(filepath.Join(root, "cmd", "*", "main.go"))
 	require.NoError(t, err)
 	var binaries []string
-	for _, directory := range directories {
-		name := filepath.Base(directory)
+	for _, file := range mains {
+		name := filepath.Base(filepath.Dir(file))
 		binaries = append(binaries, "/"+name)
 		require.Contains(t, d.text, " ./cmd/"+name, "not built")
 	}
