@@ -17,9 +17,12 @@ type Config struct {
 	// digits and ._- up to 64.
 	Name string
 
-	Window       time.Duration // outcomes older than this are forgotten; default 10s, at least 100ms
-	MinCalls     int           // the ratios say nothing below this many calls in the window; default 20
-	FailureRatio float64       // share of failed calls that opens, in (0, 1]; default 0.6
+	Window   time.Duration // outcomes older than this are forgotten; default 10s, at least 100ms
+	MinCalls int           // the ratios say nothing below this many calls in the window; default 20
+	// FailureRatio is the share of failed calls that opens, in (0, 1]; default
+	// 0.6. It is looked for in the whole Window and in its newest tenth to
+	// seventh, so that many calls per second decide in one or two.
+	FailureRatio float64
 	// Margin keeps an upstream that fails at FailureRatio-Margin from opening
 	// the breaker by bad luck: few calls must show a clearly higher ratio (4
 	// standard deviations), many calls just FailureRatio. Default 0.1,

@@ -99,15 +99,19 @@ func (m *model) live(began int64) bool {
 
 // sum adds up the window.
 func (m *model) sum() {
-	m.rec.calls, m.rec.failures, m.rec.slow = 0, 0, 0
+	all := m.newest(20)
+	m.rec.calls, m.rec.failures, m.rec.slow = all.healthy+all.unhealthy, all.unhealthy, all.slow
+}
+
+// newest adds up the newest of the window's 20 buckets.
+func (m *model) newest(buckets int64) (sum counts) {
+	from := m.bucket()*20 - buckets*m.cfg.Window.Milliseconds()
 	for began, c := range m.window {
-		if !m.live(began) {
-			continue
+		if m.live(began) && began*20 > from {
+			sum = counts{sum.healthy + c.healthy, sum.unhealthy + c.unhealthy, sum.slow + c.slow}
 		}
-		m.rec.calls += c.healthy + c.unhealthy
-		m.rec.failures += c.unhealthy
-		m.rec.slow += c.slow
 	}
+	return sum
 }
 
 func (m *model) fold(epoch int64, c counts, tokens ...string) bool {
@@ -134,18 +138,19 @@ func (m *model) judge() {
 	if m.rec.mode != Auto {
 		return
 	}
-	enough := m.rec.calls >= int64(m.cfg.MinCalls)
-	var reason Reason
-	switch {
-	case m.cfg.HardFailures > 0 && m.rec.run >= int64(m.cfg.HardFailures):
-		reason = HardFailures
-	case enough && m.exceeds(m.rec.failures, m.cfg.FailureRatio):
-		reason = FailureRatio
-	case enough && m.exceeds(m.rec.slow, m.cfg.SlowRatio):
-		reason = SlowRatio
-	default:
+	part := m.newest(20)
+	reason := m.judgePart(part)
+	if reason == NoReason {
+		part = m.newest(3)
+		reason = m.judgePart(part)
+	}
+	if m.cfg.HardFailures > 0 && m.rec.run >= int64(m.cfg.HardFailures) {
+		part, reason = m.newest(20), HardFailures
+	}
+	if reason == NoReason {
 		return
 	}
+	m.rec.calls, m.rec.failures, m.rec.slow = part.healthy+part.unhealthy, part.unhealthy, part.slow
 	if m.now-m.rec.epoch >= m.cfg.ForgetTrips.Milliseconds() {
 		m.rec.trips = 0
 	}
@@ -153,8 +158,22 @@ func (m *model) judge() {
 	m.open(reason)
 }
 
-func (m *model) exceeds(hits int64, ratio float64) bool {
-	n, safe, luck := float64(m.rec.calls), max(0, ratio-max(0, m.cfg.Margin)), 0.0
+func (m *model) judgePart(part counts) Reason {
+	calls := part.healthy + part.unhealthy
+	switch {
+	case calls < int64(m.cfg.MinCalls):
+		return NoReason
+	case m.exceeds(part.unhealthy, calls, m.cfg.FailureRatio):
+		return FailureRatio
+	case m.exceeds(part.slow, calls, m.cfg.SlowRatio):
+		return SlowRatio
+	default:
+		return NoReason
+	}
+}
+
+func (m *model) exceeds(hits, calls int64, ratio float64) bool {
+	n, safe, luck := float64(calls), max(0, ratio-max(0, m.cfg.Margin)), 0.0
 	if m.cfg.Margin > 0 {
 		luck = 4 * math.Sqrt(n*safe*(1-safe))
 	}

@@ -9,6 +9,7 @@ local FAILURE_RATIO, SLOW_RATIO, HARD_FAILURES, PROBE_FAILED = 1, 2, 3, 4      -
 local PROBES_HEALTHY, OPEN_TIME_OVER, OPERATOR = 5, 6, 7
 local HEALTHY, UNHEALTHY = 1, 2                                                -- outcome
 local BUCKETS = 20 -- the window slides in steps of a twentieth
+local RECENT = 3   -- its newest buckets, which are judged by themselves too
 local SIGMAS = 4   -- how unlikely bad luck must be: 3 in 100,000
 
 local op, channel = ARGV[1], ARGV[2]
@@ -69,10 +70,19 @@ end
 -- window reads the live buckets into s. It returns the numbers of the current
 -- bucket and the names of those that are over. A bucket is named by its
 -- beginning in ms, so that a reader with another window adds up the right ones.
--- One of the future is left by a Redis whose clock went back.
+-- One of the future is left by a Redis whose clock went back. recent is the
+-- part of s that the newest buckets hold: failures that begin at speed fill it
+-- within a second or two, while the health before them fills the window for
+-- longer.
 local bucket = math.floor(math.floor(now * BUCKETS / cfg.window) * cfg.window / BUCKETS)
+local recent = {}
+local function count(part, calls, failures, slow)
+  part.calls, part.failures, part.slow = part.calls + calls, part.failures + failures, part.slow + slow
+end
+
 local function window()
   s.calls, s.failures, s.slow = 0, 0, 0
+  recent.calls, recent.failures, recent.slow = 0, 0, 0
   local flat = redis.call('HGETALL', window_key)
   local mine, over = {0, 0, 0}, {}
   for i = 1, #flat, 2 do
@@ -82,7 +92,8 @@ local function window()
     else
       local calls, failures, slow = string.match(flat[i + 1], '(%d+) (%d+) (%d+)')
       calls, failures, slow = tonumber(calls), tonumber(failures), tonumber(slow)
-      s.calls, s.failures, s.slow = s.calls + calls, s.failures + failures, s.slow + slow
+      count(s, calls, failures, slow)
+      if began * BUCKETS > bucket * BUCKETS - RECENT * cfg.window then count(recent, calls, failures, slow) end
       if began == bucket then mine = {calls, failures, slow} end
     end
   end
@@ -96,7 +107,8 @@ local function add(healthy, unhealthy, slow)
   redis.call('HSET', window_key, string.format('%.0f', bucket),
     string.format('%.0f %.0f %.0f', mine[1] + calls, mine[2] + unhealthy, mine[3] + slow))
   redis.call('PEXPIRE', window_key, cfg.window + 60000)
-  s.calls, s.failures, s.slow = s.calls + calls, s.failures + unhealthy, s.slow + slow
+  count(s, calls, unhealthy, slow)
+  count(recent, calls, unhealthy, slow)
   local run = healthy > 0 and 0 or s.run + unhealthy
   if run ~= s.run then
     s.run, dirty = run, true
@@ -105,23 +117,29 @@ end
 
 -- exceeds: the share is there, and an upstream at the tolerated share would
 -- show it less than once in 30,000 looks.
-local function exceeds(hits, ratio)
+local function exceeds(hits, calls, ratio)
   local safe = math.max(0, ratio - cfg.margin)
-  local luck = SIGMAS * math.sqrt(s.calls * safe * (1 - safe))
+  local luck = SIGMAS * math.sqrt(calls * safe * (1 - safe))
   if cfg.margin == 0 then luck = 0 end
-  return hits + 1e-9 >= ratio * s.calls and hits + 1e-9 >= safe * s.calls + luck
+  return hits + 1e-9 >= ratio * calls and hits + 1e-9 >= safe * calls + luck
+end
+
+-- found is the reason to open that the window or its recent part gives, and
+-- that part. Many calls decide in the recent part, few take the whole window.
+local function found()
+  for _, part in ipairs({s, recent}) do
+    if part.calls >= cfg.min_calls then
+      if exceeds(part.failures, part.calls, cfg.failure_ratio) then return FAILURE_RATIO, part end
+      if exceeds(part.slow, part.calls, cfg.slow_ratio) then return SLOW_RATIO, part end
+    end
+  end
 end
 
 local function judge()
-  local reason
-  if cfg.hard_failures > 0 and s.run >= cfg.hard_failures then
-    reason = HARD_FAILURES
-  elseif s.calls >= cfg.min_calls and exceeds(s.failures, cfg.failure_ratio) then
-    reason = FAILURE_RATIO
-  elseif s.calls >= cfg.min_calls and exceeds(s.slow, cfg.slow_ratio) then
-    reason = SLOW_RATIO
-  end
+  local reason, part = found()
+  if cfg.hard_failures > 0 and s.run >= cfg.hard_failures then reason, part = HARD_FAILURES, s end
   if not reason then return end
+  s.calls, s.failures, s.slow = part.calls, part.failures, part.slow
   s.trips = now - s.epoch >= cfg.forget and 1 or s.trips + 1
   open(reason)
 end
