@@ -155,3 +155,6 @@ func eventually(t testing.TB, within time.Duration, what string, ok func() bool)
 	t.Helper()
 	require.Eventually(t, ok, within, 10*time.Millisecond, what)
 }
+
+// held is why a caretaker's upstreams are held back.
+func held(reason string) func(string) string { return func(string) string { return reason } }

@@ -18,6 +18,7 @@ import (
 type Caretaker struct {
 	queue     *Queue
 	upstreams []string
+	held      func(upstream string) (reason string)
 	log       *slog.Logger
 	name      string
 	healthy   time.Time // since when Redis has answered without a gap; zero: it does not
@@ -70,9 +71,10 @@ if redis.call("GET", KEYS[1]) == ARGV[1] then return redis.call("DEL", KEYS[1]) 
 return 0
 `)
 
-// NewCaretaker returns a caretaker for the queues of the named upstreams.
-func NewCaretaker(queue *Queue, upstreams []string, log *slog.Logger) *Caretaker {
-	return &Caretaker{queue: queue, upstreams: upstreams, log: log, name: uuid.NewString()}
+// NewCaretaker returns a caretaker for the queues of the named upstreams. held says why the jobs of one are
+// held back now, in plain words such as "breaker_open", or "" if they are not.
+func NewCaretaker(queue *Queue, upstreams []string, held func(upstream string) (reason string), log *slog.Logger) *Caretaker {
+	return &Caretaker{queue: queue, upstreams: upstreams, held: held, log: log, name: uuid.NewString()}
 }
 
 // Run works until ctx ends.
@@ -137,10 +139,16 @@ func (c *Caretaker) sweep(ctx context.Context, now time.Time) error {
 	plain := encodeFailure(expiredFailure(""))
 	// Reasons are from a closed set of plain words, so they can be put into JSON as they are.
 	before, after, _ := strings.Cut(encodeFailure(expiredFailure("REASON")), "REASON")
+	args := []any{micros(now), sweepBatch, sweepAgain.Microseconds(), plain, before, after}
+	for _, upstream := range c.upstreams {
+		if reason := c.held(upstream); reason != "" {
+			args = append(args, upstream, reason)
+		}
+	}
 	for part := range shards {
 		keys := []string{jobPrefix(part), dueKey(part), statePrefix(part)}
 		for {
-			reply, err := sweepScript.Run(ctx, c.queue.rdb, keys, micros(now), sweepBatch, sweepAgain.Microseconds(), plain, before, after).Slice()
+			reply, err := sweepScript.Run(ctx, c.queue.rdb, keys, args...).Slice()
 			if err != nil {
 				return fmt.Errorf("sweep: %w", err)
 			}

@@ -120,16 +120,18 @@ return {1, state, had[2] or ""}
 //	KEYS[1] prefix of the records  KEYS[2] due  KEYS[3] prefix of the state indexes
 //	ARGV[1] now  [2] at most this many  [3] look again at a running job after this many µs
 //	     [4] the failure of an expired job, as JSON  [5] and [6] the same, before and after the reason for
-//	     which it last waited
+//	     which it waited  [7...] upstream, reason, ...: why the jobs of an upstream are held back now
 //	result  {how many were due, id of an expired job, ...}
 //
 // Atomic per batch; the batch keeps Redis' pause short.
 var sweepScript = redis.NewScript(`
 local ids = redis.call("ZRANGEBYSCORE", KEYS[2], "-inf", ARGV[1], "LIMIT", 0, ARGV[2])
 local out = {#ids}
+local held = {}
+for i = 7, #ARGV, 2 do held[ARGV[i]] = ARGV[i + 1] end
 for _, id in ipairs(ids) do
   local key = KEYS[1] .. id
-  local had = redis.call("HMGET", key, "state", "created", "retention", "why")
+  local had = redis.call("HMGET", key, "state", "created", "retention", "why", "queue")
   local state = had[1]
   if not state then
     redis.call("ZREM", KEYS[2], id)
@@ -138,7 +140,8 @@ for _, id in ipairs(ids) do
   elseif state == "queued" or state == "snoozed" or state == "retrying" then
     local due = string.format("%.0f", ARGV[1] + had[3])
     local failure = ARGV[4]
-    if had[4] then failure = ARGV[5] .. had[4] .. ARGV[6] end
+    local why = had[4] or held[string.match(had[5], "^(.*):")]
+    if why then failure = ARGV[5] .. why .. ARGV[6] end
     redis.call("HSET", key, "state", "expired", "updated", ARGV[1], "ended", ARGV[1], "due", due, "error", failure)
     redis.call("HDEL", key, "run_at", "why")
     redis.call("ZADD", KEYS[2], due, id)

@@ -119,7 +119,7 @@ func (b *bundle) orphan(t testing.TB, left time.Duration) *Job {
 
 func TestReaperPutsTheJobsOfADeadWorkerBack(t *testing.T) {
 	b := newBundle(t)
-	care := NewCaretaker(b.Queue, []string{"up"}, discard())
+	care := NewCaretaker(b.Queue, []string{"up"}, held(""), discard())
 	dead, alive := b.orphan(t, 10*time.Second), b.orphan(t, 25*time.Second)
 	require.NoError(t, care.reap(t.Context(), time.Now()))
 	require.Equal(t, []string{dead.ID}, b.rdb.LRange(t.Context(), asynqPending(dead.Queue()), 0, -1).Val())
@@ -133,7 +133,7 @@ func TestReaperPutsTheJobsOfADeadWorkerBack(t *testing.T) {
 
 func TestReaperRemovesGhosts(t *testing.T) {
 	b := newBundle(t)
-	care := NewCaretaker(b.Queue, []string{"up"}, discard())
+	care := NewCaretaker(b.Queue, []string{"up"}, held(""), discard())
 	job := b.orphan(t, 0)
 	require.NoError(t, b.rdb.Del(t.Context(), asynqTaskPrefix(job.Queue())+job.ID).Err())
 	require.NoError(t, care.reap(t.Context(), time.Now()))
@@ -142,7 +142,7 @@ func TestReaperRemovesGhosts(t *testing.T) {
 
 func TestReaperDoesNotTrustAnOutage(t *testing.T) {
 	b := newBundle(t)
-	care := NewCaretaker(b.Queue, []string{"up"}, discard())
+	care := NewCaretaker(b.Queue, []string{"up"}, held(""), discard())
 	job := b.orphan(t, 0)
 	pending := func() int64 { return b.rdb.LLen(t.Context(), asynqPending(job.Queue())).Val() }
 	now := time.Now()
@@ -159,7 +159,7 @@ func TestReaperDoesNotTrustAnOutage(t *testing.T) {
 
 func TestOneCaretakerLeads(t *testing.T) {
 	b := newBundle(t)
-	first, second := NewCaretaker(b.Queue, nil, discard()), NewCaretaker(b.Queue, nil, discard())
+	first, second := NewCaretaker(b.Queue, nil, held(""), discard()), NewCaretaker(b.Queue, nil, held(""), discard())
 	job := b.submit(t, func(s *Submission) { s.ExpiresIn = time.Second })
 	first.round(t.Context(), time.Now(), false)
 	second.round(t.Context(), time.Now().Add(time.Minute), false)
@@ -171,7 +171,7 @@ func TestOneCaretakerLeads(t *testing.T) {
 
 func TestReconcilerGivesALostJobATask(t *testing.T) {
 	b := newBundle(t)
-	care := NewCaretaker(b.Queue, []string{"up"}, discard())
+	care := NewCaretaker(b.Queue, []string{"up"}, held(""), discard())
 	up := &upstream{answers: []answer{says(`{}`)}}
 	lost := b.newJob(Submission{Kind: "chat", Upstream: "up", Request: []byte("{}")})
 	_, _, err := b.create(t.Context(), lost, "h")
@@ -194,7 +194,7 @@ func TestReconcilerGivesALostJobATask(t *testing.T) {
 
 func TestReconcilerWalksAllOpenJobs(t *testing.T) {
 	b := newBundle(t)
-	care := NewCaretaker(b.Queue, []string{"up"}, discard())
+	care := NewCaretaker(b.Queue, []string{"up"}, held(""), discard())
 	const n = 2*reconcileBatch + 50
 	for range n {
 		_, _, err := b.create(t.Context(), b.newJob(Submission{Kind: "chat", Upstream: "up", Request: []byte("{}")}), "h")

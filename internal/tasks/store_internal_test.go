@@ -216,7 +216,7 @@ func TestLifeOfAJobProperty(t *testing.T) {
 
 func TestSweepExpiresAndDeletes(t *testing.T) {
 	b := newBundle(t)
-	care := NewCaretaker(b.Queue, []string{"up"}, discard())
+	care := NewCaretaker(b.Queue, []string{"up"}, held(""), discard())
 	waits := b.submit(t, func(s *Submission) { s.ExpiresIn = time.Minute })
 	runs := b.submit(t, func(s *Submission) { s.ExpiresIn = time.Minute })
 	_, err := b.claim(t.Context(), runs.ID)
@@ -247,6 +247,17 @@ func TestSweepExpiresAndDeletes(t *testing.T) {
 	for _, s := range States() {
 		require.Error(t, b.rdb.ZScore(t.Context(), stateKey(shard(waits.ID), s), waits.ID).Err())
 	}
+}
+
+func TestSweepSaysThatTheBreakerHeldTheJob(t *testing.T) {
+	b := newBundle(t)
+	care := NewCaretaker(b.Queue, []string{"up", "other"}, func(upstream string) string {
+		return map[string]string{"up": "breaker_open"}[upstream]
+	}, discard())
+	mine, others := b.submit(t), b.submit(t, func(s *Submission) { s.Upstream = "other" })
+	require.NoError(t, care.sweep(t.Context(), time.Now().Add(25*time.Hour)))
+	require.Equal(t, expiredFailure("breaker_open"), b.must(t, mine.ID).Failure)
+	require.Equal(t, expiredFailure(""), b.must(t, others.ID).Failure)
 }
 
 func TestEndedJobIsGoneAtItsTimeEvenBeforeTheSweep(t *testing.T) {

@@ -13,7 +13,9 @@ import (
 )
 
 // state is a breaker whose status the test sets.
-type state struct{ now atomic.Pointer[breaker.Status] }
+type state struct {
+	now atomic.Pointer[breaker.Status]
+}
 
 func (s *state) set(st breaker.Status) {
 	s.now.Store(&st)

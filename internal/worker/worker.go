@@ -108,7 +108,7 @@ func New(cfg Config, rdb, acks redis.UniversalClient, log *slog.Logger) (*Worker
 		w.units = append(w.units, unit)
 		names = append(names, unit.upstream.Name())
 	}
-	w.care = tasks.NewCaretaker(queue, names, log)
+	w.care = tasks.NewCaretaker(queue, names, w.held, log)
 	return w, nil
 }
 
@@ -142,6 +142,16 @@ func (w *Worker) unit(u Upstream) (*unit, error) {
 		Upstream: u.Name, Concurrency: u.Concurrency, Poll: w.cfg.Poll, Drain: w.cfg.Drain,
 	}, handler, w.calls, w.log)
 	return &unit{upstream: up, breaker: br, server: server}, nil
+}
+
+// held says why the jobs of an upstream are held back at the gate, or "".
+func (w *Worker) held(upstream string) string {
+	for _, u := range w.units {
+		if s := u.breaker.Status(); u.upstream.Name() == upstream && s.Fleet && s.State != breaker.Closed {
+			return "breaker_open"
+		}
+	}
+	return ""
 }
 
 // Run takes jobs until ctx ends, and returns when the calls in flight have finished or their jobs are back
