@@ -12,7 +12,7 @@ BENCH     ?= .
 BENCHTIME ?= 1s
 FUZZTIME  ?= 10s
 PKG       ?= ./...
-TIMEOUT   ?= 10m
+TIMEOUT   ?= 15m
 WORKERS   ?= 2
 
 # The tools have a go.mod of their own, so that none of their modules enters the product's.
@@ -56,6 +56,12 @@ bench: ## benchmarks matching BENCH, each for BENCHTIME (1s), with allocations
 .PHONY: bench-once
 bench-once: ## each benchmark once, so that they keep working
 	@$(MAKE) bench BENCHTIME=1x
+
+.PHONY: breaker
+breaker: ## the breaker's figures: three workers, real Redis, faults; about 15 minutes
+	scripts/install-redis.sh
+	FERRY_E2E_LONG=1 go test -count=1 -timeout 40m -v -run '^Test(Breaker|Isolation)' ./tests/e2e
+	cd tests/bench && go test -run '^$$' -bench Breaker -benchmem -count 5
 
 .PHONY: lint
 lint: ## golangci-lint, formatting included

@@ -165,14 +165,16 @@ func TestBreakerWithoutRedis(t *testing.T) {
 	}
 	answeredTwice := 0
 	for _, job := range ended {
-		answeredTwice += min(1, max(0, s.upstream.Tally(job.ID).Answers-1))
+		again := max(0, s.upstream.Tally(job.ID).Answers-1)
+		answeredTwice += min(1, again)
+		// An answer can cross with the reset of its connection; the ledger says so.
+		if again > countAttempts(job, unknown) {
+			t.Errorf("job %s was answered again although its answer had come: it was not kept:\n%s", job.ID, show(job))
+		}
 	}
 	// A fuse opens after 20 failures in a row; what is at the upstream by then fails beside them.
 	if limit := int64(fleetSize*(openAfter+32)) + int64(away/time.Second); hammered > limit {
 		t.Errorf("%d calls to an upstream known to be down, want at most %d", hammered, limit)
-	}
-	if answeredTwice > 0 {
-		t.Errorf("%d jobs were answered twice: what was in flight was not kept", answeredTwice)
 	}
 	figure(t, "redis_gone_for", away)
 	figure(t, "redis_gone_calls_in_flight", inFlight)

@@ -190,9 +190,10 @@ func (s *sampler) grown(since time.Time) (time.Time, bool) {
 	defer s.mu.Unlock()
 	base := int64(-1)
 	for _, now := range s.samples {
-		if now.at.Before(since) {
+		switch {
+		case base < 0 || now.at.Before(since):
 			base = now.n
-		} else if base >= 0 && now.n > base {
+		case now.n > base:
 			return now.at, true
 		}
 	}

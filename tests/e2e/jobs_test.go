@@ -32,7 +32,7 @@ upstreams:
     base_url: $DEAD
     breaker: {hard_failures: 3, open_for: 20s}
     policies:
-      chat: {max_attempts: 1}
+      chat: {max_attempts: 2, backoff: {base: 500ms}} # the second finds the breaker open
 `
 
 func startWithDeadUpstream(t *testing.T) *system {
