@@ -34,8 +34,8 @@ check: ## lint, module files and every test: what a push must pass
 .PHONY: test
 test: ## every test with the race detector; installs redis-server if it is missing
 	scripts/install-redis.sh
+	@for dir in $(NESTED); do (set -x; cd "$$dir" && go test -race -timeout $(TIMEOUT) -bench . -benchtime 1x ./...); done
 	go test -race -timeout $(TIMEOUT) $(PKG)
-	@for dir in $(NESTED); do (set -x; cd "$$dir" && go test -race -timeout $(TIMEOUT) ./...); done
 
 .PHONY: short
 short: ## the tests that need no service: seconds, for the inner loop
