@@ -239,10 +239,10 @@ const (
 // call makes the job's call, and again after refusals that are short. It returns the attempts of all.
 func (h *Handler) call(ctx context.Context, job *Job) (resp *httpx.Response, made []httpx.Attempt, callErr *httpx.Error) {
 	giveUp := time.Now().Add(lingerFor)
+	left := job.MaxAttempts - job.Attempts
 	for {
-		_, sent := attemptsOf(made, job)
 		resp, err := h.upstream.Do(ctx, openai.Call{
-			Kind: job.Kind, Body: job.Request, IdempotencyKey: job.ID, MaxAttempts: job.MaxAttempts - job.Attempts - sent,
+			Kind: job.Kind, Body: job.Request, IdempotencyKey: job.ID, MaxAttempts: left,
 		})
 		if err == nil {
 			return resp, append(made, resp.Attempts...), nil
@@ -252,9 +252,13 @@ func (h *Handler) call(ctx context.Context, job *Job) (resp *httpx.Response, mad
 			return nil, made, &httpx.Error{Class: httpx.Permanent, Reason: "internal_error"}
 		}
 		made = append(made, callErr.Attempts...)
-		_, sent = attemptsOf(made, job)
+		for _, a := range callErr.Attempts {
+			if a.Sent {
+				left--
+			}
+		}
 		wait := lingerWait(callErr, rand.Float64)
-		if wait == 0 || time.Now().Add(wait).After(giveUp) || job.Attempts+sent >= job.MaxAttempts {
+		if wait == 0 || left <= 0 || time.Now().Add(wait).After(giveUp) {
 			return nil, made, callErr
 		}
 		if sleep(ctx, wait) != nil {

@@ -54,12 +54,8 @@ func (g *gate) Enter(ctx context.Context) (leave func(), err error) {
 			return func() {}, nil
 		}
 		wait, probes := recheck, g.probes
-		if s.State == breaker.Open && (s.Mode == breaker.ForceOpen || time.Now().Before(s.OpenUntil)) {
-			probes = nil
-			wait = max(time.Until(s.OpenUntil), time.Millisecond)
-			if s.Mode == breaker.ForceOpen {
-				wait = recheck
-			}
+		if shut := shutFor(s); shut > 0 {
+			wait, probes = shut, nil // not even probes
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -73,5 +69,17 @@ func (g *gate) Enter(ctx context.Context) (leave func(), err error) {
 			return nil, context.Cause(ctx)
 		}
 		timer.Stop()
+	}
+}
+
+// shutFor is how long a breaker that is not closed lets nobody pass; 0: it probes, or is about to.
+func shutFor(s breaker.Status) time.Duration {
+	switch {
+	case s.State != breaker.Open:
+		return 0
+	case s.Mode == breaker.ForceOpen:
+		return recheck // until somebody says otherwise
+	default:
+		return max(0, time.Until(s.OpenUntil))
 	}
 }
