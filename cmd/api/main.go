@@ -15,7 +15,7 @@ import (
 	"github.com/ferry-queue/ferry/cmd/internal/cmdline"
 	"github.com/ferry-queue/ferry/internal/api"
 	"github.com/ferry-queue/ferry/internal/config"
-	"github.com/ferry-queue/ferry/internal/dashboard"
+	"github.com/ferry-queue/ferry/internal/config/apiconfig"
 	"github.com/ferry-queue/ferry/internal/redisclient"
 )
 
@@ -54,7 +54,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		c.SetRedisURL(f.RedisURL)
 	}})
 	if err == nil {
-		err = apiConfig(cfg).WithDefaults().Validate()
+		err = apiconfig.Of(cfg).WithDefaults().Validate()
 	}
 	if err != nil {
 		fmt.Fprintln(stderr, err)
@@ -68,14 +68,6 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	return exitOK
 }
 
-func apiConfig(cfg *config.Config) api.Config {
-	return api.Config{
-		MaxBody: cfg.API.MaxBody, MaxWait: cfg.API.MaxWait,
-		Dashboard: dashboard.Mode(cfg.Dashboard.Mode), DashboardKey: cfg.Dashboard.Key,
-		Jobs: cfg.TasksConfig(), Upstreams: cfg.UpstreamNames(), Breakers: cfg.Breakers(), Version: config.Version(),
-	}
-}
-
 func serve(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	redisclient.LogTo(log)
 	rdb, err := redisclient.Open(cfg.RedisURL.Reveal())
@@ -86,7 +78,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	if err := redisclient.Report(ctx, rdb, log); err != nil {
 		return err
 	}
-	srv, err := api.New(apiConfig(cfg), rdb, log)
+	srv, err := api.New(apiconfig.Of(cfg), rdb, log)
 	if err != nil {
 		return err
 	}

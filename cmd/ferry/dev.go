@@ -16,6 +16,7 @@ import (
 
 	"github.com/ferry-queue/ferry/internal/api"
 	"github.com/ferry-queue/ferry/internal/config"
+	"github.com/ferry-queue/ferry/internal/config/apiconfig"
 	"github.com/ferry-queue/ferry/internal/config/workerconfig"
 	"github.com/ferry-queue/ferry/internal/dashboard"
 	"github.com/ferry-queue/ferry/internal/redisclient"
@@ -176,11 +177,9 @@ func (c DevCmd) serve(env Env, cfg *config.Config, st *store, upstream string, l
 	if err != nil {
 		return err
 	}
-	srv, err := api.New(api.Config{
-		MaxBody: cfg.API.MaxBody, MaxWait: cfg.API.MaxWait,
-		Dashboard: dashboard.Mode(cfg.Dashboard.Mode), DashboardKey: cfg.Dashboard.Key,
-		Jobs: cfg.TasksConfig(), Upstreams: cfg.UpstreamNames(), Breakers: cfg.Breakers(), Version: config.Version(), Volatile: !st.durable,
-	}, rdb, log)
+	apiCfg := apiconfig.Of(cfg)
+	apiCfg.Volatile = !st.durable
+	srv, err := api.New(apiCfg, rdb, log)
 	if err != nil {
 		return usageError{err} // it dials nothing: only settings can be wrong
 	}

@@ -53,6 +53,11 @@ func layers() []layer {
 			"composes the packages' own settings; cmd/api reads it, so it knows nothing of workers",
 		},
 		{
+			"internal/config/apiconfig",
+			[]string{"internal/api", "internal/config", "internal/dashboard"},
+			"the rest of the settings, for those who serve the API",
+		},
+		{
 			"internal/config/workerconfig",
 			[]string{"internal/config", "internal/httpx", "internal/tasks", "internal/worker"},
 			"the rest of the settings, for those who may call an upstream",
@@ -61,7 +66,7 @@ func layers() []layer {
 		{"cmd/internal/cmdline", []string{"internal/config"}, "two programs take the same flags"},
 		{
 			"cmd/api",
-			[]string{"cmd/internal/cmdline", "internal/api", "internal/config", "internal/dashboard", "internal/redisclient"},
+			[]string{"cmd/internal/cmdline", "internal/api", "internal/config", "internal/config/apiconfig", "internal/redisclient"},
 			"joins the packages that accept jobs",
 		},
 		{
@@ -72,7 +77,7 @@ func layers() []layer {
 		{
 			"cmd/ferry",
 			[]string{
-				"client", "internal/api", "internal/config", "internal/config/workerconfig", "internal/dashboard", "internal/redisclient",
+				"client", "internal/api", "internal/config", "internal/config/apiconfig", "internal/config/workerconfig", "internal/dashboard", "internal/redisclient",
 				"internal/redisserver", "internal/upstreamtest", "internal/worker",
 			},
 			"ferry dev is the whole system in one process",
