@@ -29,3 +29,14 @@ type KeyReuseError struct {
 func (e *KeyReuseError) Error() string {
 	return fmt.Sprintf("tasks: the idempotency key belongs to job %s, which was submitted with another body", e.ID)
 }
+
+// heldError says that another run has the job.
+type heldError struct {
+	id  string
+	run int
+	by  string // see [Fleet]
+}
+
+func (e *heldError) Error() string {
+	return fmt.Sprintf("tasks: job %s: run %d has it", e.id, e.run)
+}

@@ -48,6 +48,7 @@ type Handler struct {
 	closing  context.Context //nolint:containedctx // ends when the process goes away, and with it the waits for a place
 	shut     context.CancelFunc
 	calls    *Calls
+	fleet    *Fleet
 }
 
 var _ asynq.Handler = (*Handler)(nil)
@@ -61,6 +62,7 @@ type HandlerConfig struct {
 	Backoff     httpx.Backoff // between the runs of a job
 	Hooks       Hooks
 	Calls       *Calls
+	Fleet       *Fleet
 	Log         *slog.Logger
 }
 
@@ -68,7 +70,7 @@ type HandlerConfig struct {
 func NewHandler(cfg HandlerConfig) *Handler {
 	h := &Handler{
 		queue: cfg.Queue, upstream: cfg.Upstream, gate: cfg.Gate, backoff: cfg.Backoff, hooks: cfg.Hooks, log: cfg.Log,
-		slots: make(chan struct{}, cfg.Concurrency), calls: cfg.Calls,
+		slots: make(chan struct{}, cfg.Concurrency), calls: cfg.Calls, fleet: cfg.Fleet,
 	}
 	h.closing, h.shut = context.WithCancel(context.Background())
 	return h
@@ -116,7 +118,9 @@ func (h *Handler) ProcessTask(ctx context.Context, t *asynq.Task) (err error) {
 		return err
 	}
 	defer leave()
-	job, err := h.claim(ctx, ref.Job)
+	by, release := h.fleet.hold(ref.Job)
+	defer release()
+	job, err := h.claim(ctx, ref.Job, by)
 	if job == nil {
 		return err
 	}
@@ -135,28 +139,39 @@ func (h *Handler) ProcessTask(ctx context.Context, t *asynq.Task) (err error) {
 
 // claim takes the job for this run. A nil job means that there is nothing to run: the error is what asynq
 // should hear.
-func (h *Handler) claim(ctx context.Context, id string) (*Job, error) {
+func (h *Handler) claim(ctx context.Context, id, by string) (*Job, error) {
 	// Redis may be slow; asynq's context may be about to end; neither should leave a claim half made.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), persistStep)
 	defer cancel()
-	job, err := h.queue.claim(ctx, id)
-	var ended *StateError
+	job, err := h.queue.claim(ctx, id, by, 0)
+	if held, ok := errors.AsType[*heldError](err); ok {
+		lost, doubt := h.fleet.lost(ctx, id, held.by)
+		if !lost && doubt == nil {
+			// asynq takes that run for dead, and is wrong: this one would buy the same answer again.
+			return nil, &comeBack{delay: heldDelay, state: Running, reason: "another_run_has_it"}
+		}
+		if err = doubt; lost {
+			job, err = h.queue.claim(ctx, id, by, held.run)
+		}
+	}
+	if ended, ok := errors.AsType[*StateError](err); ok {
+		if !h.rerunByOperator(ctx, id, ended.State) {
+			return nil, nil // it ended in an earlier run whose acknowledgement was lost
+		}
+		job, err = h.queue.claim(ctx, id, by, 0)
+	}
 	switch {
 	case err == nil:
 		return job, nil
 	case errors.Is(err, ErrNotFound):
 		return nil, nil // deleted, or its retention is over: nobody waits for it
-	case errors.As(err, &ended):
-		if !h.rerunByOperator(ctx, id, ended.State) {
-			return nil, nil // it ended in an earlier run whose acknowledgement was lost
-		}
-		if job, err = h.queue.claim(ctx, id); err == nil {
-			return job, nil
-		}
 	}
 	h.log.LogAttrs(ctx, slog.LevelError, "claim failed", slog.String("job_id", id), slog.Any("error", err))
 	return nil, &comeBack{delay: time.Second, state: Queued, reason: "redis_unavailable"}
 }
+
+// heldDelay is when a job that another run seems to have is looked at again.
+const heldDelay = 2 * time.Second
 
 // rerunByOperator revives an ended job whose archived task someone ran again in asynqmon, and reports
 // whether it did. A task that runs again because its acknowledgement was lost does not have the mark

@@ -196,7 +196,7 @@ func TestHandlerEndsPoison(t *testing.T) {
 	up := &upstream{answers: []answer{says(`{}`)}}
 	id := b.submit(t).ID
 	for range poisonLimit {
-		_, err := b.claim(t.Context(), id)
+		_, err := b.seize(t.Context(), id)
 		require.NoError(t, err)
 	}
 	require.ErrorIs(t, runOnce(t, b.handler(up, NewCalls()), id), asynq.SkipRetry)

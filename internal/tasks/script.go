@@ -27,33 +27,39 @@ return {1, ""}
 // claimScript gives a job to a run.
 //
 //	KEYS[1] record  KEYS[2] due  KEYS[3] prefix of the state indexes
-//	ARGV[1] id  [2] now
-//	result  {state before, record as field, value, ...}; the record only if the job was claimed, that is
-//	        if the state before was open; {""} if there is no record
+//	ARGV[1] id  [2] now  [3] by what name the run is known; see [Fleet]
+//	     [4] which run may be taken for lost, "" for none
+//	result  {"", record as field, value, ...} claimed
+//	        {state} ended; {"none"} no record
+//	        {"running", run, by} another run has it
 //
-// A job that is still running was lost by its worker: that is noted in the ledger and counted. The run
-// number is the fencing epoch: a run that is not the latest can no longer change the job.
+// The run number is the fencing epoch: a run that is not the latest can no longer change the job. A lost
+// run is noted in the ledger and counted. A claim whose reply was lost and that is made again changes
+// nothing more.
 var claimScript = redis.NewScript(`
-local state = redis.call("HGET", KEYS[1], "state")
-if not state then return {""} end
+local had = redis.call("HMGET", KEYS[1], "state", "runs", "by", "created")
+local state = had[1]
+if not state then return {"none"} end
 if state == "succeeded" or state == "failed" or state == "canceled" or state == "expired" then return {state} end
-local run = redis.call("HINCRBY", KEYS[1], "runs", 1)
 if state == "running" then
+  if had[3] == ARGV[3] then return {"", redis.call("HGETALL", KEYS[1])} end
+  if had[2] ~= ARGV[4] then return {"running", had[2], had[3] or ""} end
+  redis.call("HDEL", KEYS[1], "run_at", "why")
   redis.call("HINCRBY", KEYS[1], "crashes", 1)
   redis.call("HINCRBY", KEYS[1], "lost", 1)
-  local lost = '{"n":' .. (redis.call("HGET", KEYS[1], "attempts") or "0") .. ',"run":' .. (run - 1) ..
+  local lost = '{"n":' .. (redis.call("HGET", KEYS[1], "attempts") or "0") .. ',"run":' .. had[2] ..
     ',"class":"transient","reason":"worker_lost","sent":false,"outcome_unknown":true}\n'
   redis.call("HSET", KEYS[1], "ledger", (redis.call("HGET", KEYS[1], "ledger") or "") .. lost)
 else
-  local created = redis.call("HGET", KEYS[1], "created")
   redis.call("ZREM", KEYS[3] .. state, ARGV[1])
-  redis.call("ZADD", KEYS[3] .. "running", created, ARGV[1])
+  redis.call("ZADD", KEYS[3] .. "running", had[4], ARGV[1])
+  redis.call("HDEL", KEYS[1], "run_at", "why")
 end
-redis.call("HSET", KEYS[1], "state", "running", "updated", ARGV[2])
+redis.call("HINCRBY", KEYS[1], "runs", 1)
+redis.call("HSET", KEYS[1], "state", "running", "updated", ARGV[2], "by", ARGV[3])
 redis.call("HSETNX", KEYS[1], "started", ARGV[2])
-redis.call("HDEL", KEYS[1], "run_at", "why")
 redis.call("PUBLISH", "ferry:state:" .. ARGV[1], "running")
-return {state, redis.call("HGETALL", KEYS[1])}
+return {"", redis.call("HGETALL", KEYS[1])}
 `)
 
 // moveScript takes a job from one state to another: every change after the claim, by a run or by a

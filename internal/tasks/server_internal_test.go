@@ -107,7 +107,7 @@ func TestRetryByRequest(t *testing.T) {
 func (b *bundle) orphan(t testing.TB, left time.Duration) *Job {
 	t.Helper()
 	job := b.submit(t)
-	_, err := b.claim(t.Context(), job.ID)
+	_, err := b.seize(t.Context(), job.ID)
 	require.NoError(t, err)
 	q := job.Queue()
 	require.EqualValues(t, 1, b.rdb.LRem(t.Context(), asynqPending(q), 0, job.ID).Val())

@@ -168,22 +168,28 @@ func (s *Store) state(ctx context.Context, id string) (State, error) {
 	return State(v), nil
 }
 
-// claim gives an open job to a new run and returns it with its request. A job that has ended is returned
-// as a *[StateError].
-func (s *Store) claim(ctx context.Context, id string) (*Job, error) {
+// claim gives an open job to a new run, known by a name, and returns it with its request. A job that
+// another run has is returned as a *[heldError], unless that run is the one said to be lost; 0 is none. A
+// job that has ended is a *[StateError].
+func (s *Store) claim(ctx context.Context, id, by string, lost int) (*Job, error) {
 	if !ValidID(id) {
 		return nil, ErrNotFound
 	}
-	reply, err := claimScript.Run(ctx, s.rdb, recordKeys(id), id, micros(time.Now())).Slice()
+	over := ""
+	if lost > 0 {
+		over = strconv.Itoa(lost)
+	}
+	reply, err := claimScript.Run(ctx, s.rdb, recordKeys(id), id, micros(time.Now()), by, over).Slice()
 	if err != nil {
 		return nil, fmt.Errorf("tasks: job %s: %w", id, err)
 	}
-	before := State(text(reply[0]))
-	if before == "" {
+	switch was := text(reply[0]); {
+	case was == "none":
 		return nil, ErrNotFound
-	}
-	if len(reply) < 2 {
-		return nil, &StateError{ID: id, State: before, Want: "run"}
+	case was == string(Running):
+		return nil, &heldError{id: id, run: number(text(reply[1])), by: text(reply[2])}
+	case was != "":
+		return nil, &StateError{ID: id, State: State(was), Want: "run"}
 	}
 	flat, ok := reply[1].([]any)
 	if !ok {

@@ -57,12 +57,12 @@ func TestIdempotencyKeyIsTheJob(t *testing.T) {
 func TestClaimFencesOffEarlierRuns(t *testing.T) {
 	b := newBundle(t)
 	id := b.submit(t).ID
-	first, err := b.claim(t.Context(), id)
+	first, err := b.seize(t.Context(), id)
 	require.NoError(t, err)
 	require.Equal(t, 1, first.Runs)
 	b.in(t, id, Running)
 
-	second, err := b.claim(t.Context(), id)
+	second, err := b.seize(t.Context(), id)
 	require.NoError(t, err)
 	require.Equal(t, 2, second.Runs)
 	require.Equal(t, 1, second.Crashes, "a run that began and never ended is counted")
@@ -85,7 +85,7 @@ func TestClaimFencesOffEarlierRuns(t *testing.T) {
 	require.False(t, got.DeletesAt.IsZero())
 	b.in(t, id, Succeeded)
 
-	_, err = b.claim(t.Context(), id)
+	_, err = b.seize(t.Context(), id)
 	require.ErrorAs(t, err, &refused)
 	require.Equal(t, Succeeded, refused.State)
 }
@@ -95,7 +95,7 @@ func TestUnknownJobs(t *testing.T) {
 	for _, id := range []string{newID(), "nonsense", "job_{}"} {
 		_, err := b.Get(t.Context(), id, Full)
 		require.ErrorIs(t, err, ErrNotFound)
-		_, err = b.claim(t.Context(), id)
+		_, err = b.seize(t.Context(), id)
 		require.ErrorIs(t, err, ErrNotFound)
 		_, err = b.Cancel(t.Context(), id)
 		require.ErrorIs(t, err, ErrNotFound)
@@ -144,7 +144,7 @@ func TestLifeOfAJobProperty(t *testing.T) {
 		aRun := func(t *rapid.T) int { return max(1, m.runs-rapid.IntRange(0, 1).Draw(t, "behind")) }
 		t.Repeat(map[string]func(*rapid.T){
 			"claim": func(t *rapid.T) {
-				got, err := b.claim(ctx, job.ID)
+				got, err := b.seize(ctx, job.ID)
 				if m.state.Terminal() != (err != nil) {
 					t.Fatalf("claim of %s: %v", m.state, err)
 				}
@@ -219,7 +219,7 @@ func TestSweepExpiresAndDeletes(t *testing.T) {
 	care := NewCaretaker(b.Queue, []string{"up"}, held(""), discard())
 	waits := b.submit(t, func(s *Submission) { s.ExpiresIn = time.Minute })
 	runs := b.submit(t, func(s *Submission) { s.ExpiresIn = time.Minute })
-	_, err := b.claim(t.Context(), runs.ID)
+	_, err := b.seize(t.Context(), runs.ID)
 	require.NoError(t, err)
 	other := b.submit(t)
 	snoozed := b.submit(t, func(s *Submission) { s.ExpiresIn = time.Minute })

@@ -67,6 +67,7 @@ type Worker struct {
 	units   []*unit
 	queue   *tasks.Queue
 	calls   *tasks.Calls
+	fleet   *tasks.Fleet
 	care    *tasks.Caretaker
 	metrics *metrics
 	ready   chan struct{} // closed once jobs are taken
@@ -96,7 +97,7 @@ func New(cfg Config, rdb, acks redis.UniversalClient, log *slog.Logger) (*Worker
 	}
 	calls := tasks.NewCalls()
 	w := &Worker{
-		cfg: cfg, rdb: rdb, acks: acks, log: log, queue: queue, calls: calls, metrics: newMetrics(calls),
+		cfg: cfg, rdb: rdb, acks: acks, log: log, queue: queue, calls: calls, fleet: tasks.NewFleet(rdb), metrics: newMetrics(calls),
 		ready: make(chan struct{}), gone: make(chan struct{}),
 	}
 	var names []string
@@ -136,7 +137,7 @@ func (w *Worker) unit(u Upstream) (*unit, error) {
 	w.metrics.pools.stats[u.Name] = up.Stats
 	handler := tasks.NewHandler(tasks.HandlerConfig{
 		Queue: w.queue, Upstream: up, Gate: g, Concurrency: u.Concurrency, Backoff: w.cfg.Backoff,
-		Hooks: w.metrics.hooks(), Calls: w.calls, Log: w.log,
+		Hooks: w.metrics.hooks(), Calls: w.calls, Fleet: w.fleet, Log: w.log,
 	})
 	server := tasks.NewServer(w.acks, tasks.ServerConfig{
 		Upstream: u.Name, Concurrency: u.Concurrency, Poll: w.cfg.Poll, Drain: w.cfg.Drain,
@@ -168,6 +169,7 @@ func (w *Worker) Run(ctx context.Context, ln net.Listener) error {
 		return w.serve(base, ln)
 	})
 	support.Go(func() error { return w.care.Run(base) })
+	support.Go(func() error { return w.fleet.Run(base) })
 	support.Go(func() error { return w.calls.Listen(base, w.rdb) })
 	for _, u := range w.units {
 		support.Go(func() error { return u.breaker.Sync(base) })
