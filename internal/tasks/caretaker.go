@@ -2,8 +2,10 @@ package tasks
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,8 +23,14 @@ type Caretaker struct {
 	held      func(upstream string) (reason string)
 	log       *slog.Logger
 	name      string
-	healthy   time.Time // since when Redis has answered without a gap; zero: it does not
-	next      cursor    // where the reconciler goes on
+	leases    map[string]map[string]lease // by queue and task, as long as this one leads without a gap
+	next      cursor                      // where the reconciler goes on
+}
+
+// lease is when a task's lease ends, by the clock of the worker that has it, and since when it has been seen so.
+type lease struct {
+	ends  float64
+	since time.Time
 }
 
 // cursor walks over the open jobs of all parts, a batch at a time.
@@ -34,22 +42,22 @@ type cursor struct {
 const (
 	careEvery = time.Second
 	// leaderFor is how long a caretaker that died keeps the others waiting.
-	leaderFor = 5 * time.Second
-	// deadLease: asynq renews its 30 s leases each 5 s, so one with less than this left has missed two
-	// renewals.
-	deadLease = 18 * time.Second
-	// trustAfter is how long Redis must have been seen healthy before leases are judged: after an outage
-	// all of them look old.
-	trustAfter = 15 * time.Second
+	leaderFor = 3 * time.Second
+	// deadLease is how long a lease may go without being renewed. asynq renews each 5 s, so this one has
+	// missed two.
+	deadLease  = 11 * time.Second
 	reapBatch  = 500
 	sweepBatch = 200
 	// A running job whose time is over is looked at again after this.
 	sweepAgain = 30 * time.Second
 	// reconcileBatch jobs are looked at each reconcileEvery; one younger than reconcileAge is left to
 	// the request that is making it.
-	reconcileBatch = 200
+	reconcileBatch = 1000
 	reconcileEvery = 5 * time.Second
 	reconcileAge   = 15 * time.Second
+	// archiveKeep is how many failed tasks asynqmon can show of a queue.
+	archiveKeep  = 4000
+	archiveBatch = 1000
 )
 
 const leaderKey = "ferry:caretaker"
@@ -108,27 +116,18 @@ func (c *Caretaker) round(ctx context.Context, now time.Time, reconcile bool) {
 	ctx, cancel := context.WithTimeout(ctx, leaderFor)
 	defer cancel()
 	lead, err := leadScript.Run(ctx, c.queue.rdb, []string{leaderKey}, c.name, leaderFor.Milliseconds()).Int()
-	if err != nil {
-		c.healthy = time.Time{}
+	if err != nil || lead == 0 {
+		c.leases = nil
 		return
 	}
-	if c.healthy.IsZero() {
-		c.healthy = now
-	}
-	if lead == 0 {
-		return
-	}
-	steps := []func(context.Context, time.Time) error{c.sweep}
-	if now.Sub(c.healthy) >= trustAfter {
-		steps = append(steps, c.reap)
-	}
+	steps := []func(context.Context, time.Time) error{c.sweep, c.reap}
 	if reconcile {
-		steps = append(steps, c.reconcile)
+		steps = append(steps, c.reconcile, c.prune)
 	}
 	for _, step := range steps {
 		if err := step(ctx, now); err != nil && ctx.Err() == nil {
 			c.log.LogAttrs(ctx, slog.LevelWarn, "caretaker", slog.Any("error", err))
-			c.healthy = time.Time{}
+			c.leases = nil
 			return
 		}
 	}
@@ -163,16 +162,65 @@ func (c *Caretaker) sweep(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-// reap puts the tasks of dead workers back to the head of their queues.
+// reap puts the tasks of dead workers back to the head of their queues. A lease's end is a time by its
+// worker's clock, which may be wrong, so it is only looked at whether it moves; and after an outage of
+// Redis, when all leases are old, the watch starts anew.
 func (c *Caretaker) reap(ctx context.Context, now time.Time) error {
+	if c.leases == nil {
+		c.leases = make(map[string]map[string]lease)
+	}
 	for _, queue := range c.queues() {
-		keys := []string{asynqLease(queue), asynqActive(queue), asynqPending(queue)}
-		ids, err := reapScript.Run(ctx, c.queue.rdb, keys, now.Add(deadLease).Unix(), asynqTaskPrefix(queue), reapBatch).StringSlice()
+		held, err := c.queue.rdb.ZRangeWithScores(ctx, asynqLease(queue), 0, -1).Result()
 		if err != nil {
 			return fmt.Errorf("reap %s: %w", queue, err)
 		}
-		if len(ids) > 0 {
-			c.log.LogAttrs(ctx, slog.LevelWarn, "jobs of a dead worker put back", slog.String("queue", queue), slog.Int("count", len(ids)))
+		var dead []any
+		c.leases[queue], dead = judgeLeases(c.leases[queue], held, now)
+		count := 0
+		for batch := range slices.Chunk(dead, 2*reapBatch) {
+			keys := []string{asynqLease(queue), asynqActive(queue), asynqPending(queue)}
+			ids, err := reapScript.Run(ctx, c.queue.rdb, keys, append([]any{asynqTaskPrefix(queue)}, batch...)...).StringSlice()
+			if err != nil {
+				return fmt.Errorf("reap %s: %w", queue, err)
+			}
+			count += len(ids)
+		}
+		if count > 0 {
+			c.log.LogAttrs(ctx, slog.LevelWarn, "jobs of a dead worker put back", slog.String("queue", queue), slog.Int("count", count))
+		}
+	}
+	return nil
+}
+
+// judgeLeases returns the leases as they are now seen, and those that nobody renews as task, end, ...
+func judgeLeases(before map[string]lease, held []redis.Z, now time.Time) (seen map[string]lease, dead []any) {
+	seen = make(map[string]lease, len(held))
+	for _, z := range held {
+		id := text(z.Member)
+		was, ok := before[id]
+		if !ok || was.ends != z.Score {
+			was = lease{ends: z.Score, since: now}
+		}
+		seen[id] = was
+		if now.Sub(was.since) >= deadLease {
+			dead = append(dead, id, z.Score)
+		}
+	}
+	return seen, dead
+}
+
+// prune keeps asynq's archives short.
+func (c *Caretaker) prune(ctx context.Context, _ time.Time) error {
+	for _, queue := range c.queues() {
+		for {
+			keys := []string{asynqArchived(queue)}
+			n, err := pruneScript.Run(ctx, c.queue.rdb, keys, asynqTaskPrefix(queue), archiveKeep, archiveBatch).Int()
+			if err != nil {
+				return fmt.Errorf("prune %s: %w", queue, err)
+			}
+			if n < archiveBatch {
+				break
+			}
 		}
 	}
 	return nil
@@ -204,10 +252,8 @@ func (c *Caretaker) reconcile(ctx context.Context, now time.Time) error {
 		if err != nil {
 			return fmt.Errorf("reconcile: %w", err)
 		}
-		for _, id := range ids {
-			if err := c.reconcileOne(ctx, id, now); err != nil {
-				return fmt.Errorf("reconcile: %w", err)
-			}
+		if err := c.reconcileAll(ctx, ids, now); err != nil {
+			return fmt.Errorf("reconcile: %w", err)
 		}
 		left -= int64(len(ids))
 		if left == 0 {
@@ -227,10 +273,46 @@ func (at *cursor) advance() {
 	}
 }
 
-func (c *Caretaker) reconcileOne(ctx context.Context, id string, now time.Time) error {
-	job, err := c.queue.Get(ctx, id, Summary)
-	if err != nil || job.State.Terminal() || now.Sub(job.UpdatedAt) < reconcileAge {
-		return nil //nolint:nilerr // gone, ended or just touched: not lost; a Redis that is away shows in the next command
+// reconcileAll asks for all records in one round trip and for all their tasks in another, since nearly
+// every job has its task.
+func (c *Caretaker) reconcileAll(ctx context.Context, ids []string, now time.Time) error {
+	records := make([]*redis.SliceCmd, len(ids))
+	_, err := c.queue.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+		for i, id := range ids {
+			records[i] = p.HMGet(ctx, jobKey(id), "state", "updated", "queue", "run_at")
+		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	return c.queue.enqueue(ctx, id, job.Queue(), job.RunAt)
+	type suspect struct {
+		id, queue string
+		runAt     time.Time
+		task      *redis.StringCmd
+	}
+	var suspects []suspect
+	_, err = c.queue.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+		for i, id := range ids {
+			had := records[i].Val()
+			if len(had) < 4 || State(text(had[0])).Terminal() || text(had[2]) == "" || now.Sub(moment(text(had[1]))) < reconcileAge {
+				continue // gone, ended or just touched: not lost
+			}
+			queue := text(had[2])
+			suspects = append(suspects, suspect{id, queue, moment(text(had[3])), p.HGet(ctx, asynqTaskPrefix(queue)+id, "state")})
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, redis.Nil) { // nil: a task that is missing, which is what is looked for
+		return err
+	}
+	for _, s := range suspects {
+		if openTask(s.task.Val()) {
+			continue
+		}
+		if err := c.queue.enqueue(ctx, s.id, s.queue, s.runAt); err != nil {
+			return err
+		}
+	}
+	return nil
 }
