@@ -65,6 +65,7 @@ func errorOf(err error, id string) *Error {
 		reply    *Error
 		field    *openai.FieldError
 		state    *tasks.StateError
+		locked   *tasks.UnreadableError
 		reuse    *tasks.KeyReuseError
 		fromEcho *echo.HTTPError
 	)
@@ -88,6 +89,11 @@ func errorOf(err error, id string) *Error {
 			Status: http.StatusUnprocessableEntity, Type: invalidRequest, Code: "idempotency_key_reused", Param: "Idempotency-Key",
 			Message: fmt.Sprintf("Idempotency-Key: job %s has this key and another body; use a new key for a new request.", reuse.ID),
 		}
+	case errors.As(err, &locked):
+		return &Error{
+			Status: http.StatusInternalServerError, Type: serverError, Code: locked.Reason(),
+			Message: fmt.Sprintf("The %s of job %s cannot be read: %s.", locked.Field, locked.ID, remedyFor(locked)), cause: err,
+		}
 	case errors.Is(err, tasks.ErrCursor):
 		return badField("after", "invalid_cursor", "is not a cursor of this list; give the next of the page before")
 	case errors.As(err, &fromEcho):
@@ -110,6 +116,13 @@ func remedy(e *tasks.StateError) string {
 	default:
 		return "it has ended"
 	}
+}
+
+func remedyFor(e *tasks.UnreadableError) string {
+	if key := e.Key(); key != "" {
+		return fmt.Sprintf("it is encrypted with the key %q, which this server does not have; add it to encryption.keys", key)
+	}
+	return "another version of Ferry wrote it, or it is damaged; the server's log has the cause"
 }
 
 // errorOfEcho covers what the router answers itself: unknown path, wrong method.

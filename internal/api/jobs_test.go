@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ferry-queue/ferry/internal/api"
+	"github.com/ferry-queue/ferry/internal/openai"
 )
 
 // jobWith is a good job with one more field, or another value for one.
@@ -322,4 +323,27 @@ func TestBadLists(t *testing.T) {
 		e := envelope(t, b.do("GET", "/v1/jobs?"+query, ""), 400, want[0])
 		require.Equal(t, want[1], *e.Param)
 	}
+}
+
+// An API that has not got the new key yet, or has lost the old one, says so instead of failing on everything.
+func TestAJobSealedWithAMissingKey(t *testing.T) {
+	b := newBundle(t, nil)
+	id := b.submit(t, hello)
+	keys, err := b.rdb.Keys(t.Context(), "ferry:*:job:"+id).Result()
+	require.NoError(t, err)
+	blob := "\x02\x02k9" + strings.Repeat("x", 40)
+	require.NoError(t, b.rdb.HSet(t.Context(), keys[0], "state", "succeeded", "result", blob, "body", blob, "error", blob).Err())
+	for _, target := range []string{"/v1/jobs/" + id, "/v1/jobs/" + id + "?wait=1s"} {
+		w := b.do(http.MethodGet, target, "")
+		require.Equal(t, http.StatusInternalServerError, w.Code)
+		var e openai.Envelope
+		require.NoError(t, json.Unmarshal(w.Body.Bytes(), &e))
+		require.Equal(t, "encryption_key_missing", *e.Error.Code)
+		require.Contains(t, e.Error.Message, `with the key "k9", which this server does not have; add it to encryption.keys`)
+	}
+	require.Contains(t, b.log.String(), `there is no key \"k9\"`)
+	list := b.do(http.MethodGet, "/v1/jobs", "")
+	require.Equal(t, http.StatusOK, list.Code, "a list shows what it can")
+	require.Contains(t, list.Body.String(), id)
+	require.Equal(t, http.StatusNoContent, b.do(http.MethodDelete, "/v1/jobs/"+id, "").Code)
 }

@@ -164,6 +164,7 @@ func TestErrorOfIsTotal(t *testing.T) {
 		{tasks.ErrCursor, 400, "invalid_cursor"},
 		{&tasks.StateError{ID: "j", State: tasks.Succeeded, Want: "retry"}, 409, "job_succeeded"},
 		{&tasks.KeyReuseError{ID: "j"}, 422, "idempotency_key_reused"},
+		{&tasks.UnreadableError{ID: "j", Field: "result"}, 500, "record_damaged"},
 		{echo.ErrNotFound, 404, "unknown_url"},
 		{echo.ErrMethodNotAllowed, 405, "method_not_allowed"},
 		{echo.ErrUnsupportedMediaType, 415, "http_415"},

@@ -28,20 +28,23 @@ import (
 	"github.com/ferry-queue/ferry/internal/httpx"
 	"github.com/ferry-queue/ferry/internal/openai"
 	"github.com/ferry-queue/ferry/internal/redisclient"
+	"github.com/ferry-queue/ferry/internal/seal"
 	"github.com/ferry-queue/ferry/internal/tasks"
 )
 
 // Config is everything an operator can set. Durations are written as Go does ("250ms", "24h").
 type Config struct {
-	RedisURL  openai.Secret `yaml:"redis_url" env:"FERRY_REDIS_URL"` // may hold a password; see redisclient.Parse
-	API       API           `yaml:"api"`
-	Worker    Worker        `yaml:"worker"`
-	Jobs      Jobs          `yaml:"jobs"`
-	Dashboard Dashboard     `yaml:"dashboard"`
-	Log       Log           `yaml:"log"`
-	Upstreams []Upstream    `yaml:"upstreams"` // the first is the default
+	RedisURL   openai.Secret `yaml:"redis_url" env:"FERRY_REDIS_URL"` // may hold a password; see redisclient.Parse
+	API        API           `yaml:"api"`
+	Worker     Worker        `yaml:"worker"`
+	Jobs       Jobs          `yaml:"jobs"`
+	Encryption Encryption    `yaml:"encryption"`
+	Dashboard  Dashboard     `yaml:"dashboard"`
+	Log        Log           `yaml:"log"`
+	Upstreams  []Upstream    `yaml:"upstreams"` // the first is the default
 
-	redisSet bool // by the operator, if only to the default
+	redisSet bool       // by the operator, if only to the default
+	ring     *seal.Ring // of Encryption's keys
 }
 
 // API is what cmd/api listens on and lets in.
@@ -195,14 +198,18 @@ func (c *Config) readFile(src Source) error {
 	}
 	dec := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict())
 	if err := dec.Decode(c); err != nil && !errors.Is(err, io.EOF) { // EOF: a file without settings
-		// The lines around the problem are shown, and Redis' password may stand in one.
+		// The lines around the problem are shown, and Redis' password or a key may stand in one.
 		shown := credentials.ReplaceAllString(yaml.FormatError(err, false, true), "://[redacted]@")
+		shown = encryptionKey.ReplaceAllString(shown, "[redacted]")
 		return fmt.Errorf("config: %s: %s", name, openai.Redact(shown))
 	}
 	return nil
 }
 
-var credentials = regexp.MustCompile(`://[^@/\s]*@`)
+var (
+	credentials   = regexp.MustCompile(`://[^@/\s]*@`)
+	encryptionKey = regexp.MustCompile(`[A-Za-z0-9+/_-]{40,}=*`) // what 32 bytes look like
+)
 
 // readEnv reads one variable at a time, so that a problem can be given its name.
 func (c *Config) readEnv(getenv func(string) string) error {
@@ -254,6 +261,10 @@ func (c *Config) readSecrets(src Source) error {
 		if err := c.Upstreams[i].readKey(src.Getenv); err != nil {
 			errs = append(errs, fmt.Errorf("upstreams[%d].%w", i, err))
 		}
+	}
+	var err error
+	if c.ring, err = c.Encryption.ring(src.Getenv); err != nil {
+		errs = append(errs, err)
 	}
 	if c.Dashboard.KeyFile != "" && c.Dashboard.Key == "" {
 		secret, err := readSecretFile(c.Dashboard.KeyFile)
@@ -357,7 +368,7 @@ func (c *Config) RedisURLSet() bool { return c.redisSet }
 func (c *Config) TasksConfig() tasks.Config {
 	return tasks.Config{
 		MaxAttempts: c.Jobs.MaxAttempts, ExpiresIn: c.Jobs.ExpiresIn,
-		Retention: c.Jobs.Retention, MaxRetention: c.Jobs.MaxRetention,
+		Retention: c.Jobs.Retention, MaxRetention: c.Jobs.MaxRetention, Keys: c.ring,
 	}
 }
 

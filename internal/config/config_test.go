@@ -2,6 +2,8 @@ package config_test
 
 import (
 	"bytes"
+	"encoding/base64"
+	"encoding/hex"
 	"fmt"
 	"log/slog"
 	"os"
@@ -15,6 +17,7 @@ import (
 	"github.com/ferry-queue/ferry/internal/config"
 	"github.com/ferry-queue/ferry/internal/httpx"
 	"github.com/ferry-queue/ferry/internal/openai"
+	"github.com/ferry-queue/ferry/internal/seal"
 )
 
 type vars map[string]string
@@ -138,6 +141,7 @@ func TestEveryProblemIsNamedAtOnce(t *testing.T) {
 redis_url: http://:hunter2@h
 jobs: {max_attempts: -1, expires_in: 1ms, retention: 48h, max_retention: 24h}
 worker: {concurrency: -1, poll: -1s, drain: -1s}
+encryption: {keys: [{id: K, key_env: GOOD_KEY}, {id: k1}, {id: k2, key_env: X, key_file: /x}, {id: k3, key_env: NOT_SET}, {id: k4, key_file: /nowhere/k}, {id: k5, key_env: SHORT_KEY}]}
 dashboard: {mode: open, key_file: /nowhere/key}
 log: {format: xml, level: loud}
 upstreams:
@@ -151,7 +155,7 @@ upstreams:
     pool: {max_conns: -1}
     budget: {ratio: 7}
     policies: {chat: {total: 1s, attempt: 2s}, poem: {}, embedding: {}}
-`, vars{"FERRY_MAX_BODY": "ten", "FERRY_MAX_WAIT": "soon"})
+`, vars{"FERRY_MAX_BODY": "ten", "FERRY_MAX_WAIT": "soon", "GOOD_KEY": sealKey('1'), "SHORT_KEY": "hunter2"})
 	require.Error(t, err)
 	lines := strings.Split(err.Error(), "\n")
 	for _, want := range []string{
@@ -160,6 +164,12 @@ upstreams:
 		"upstreams[0].api_key_env: the variable NOT_SET is not set",
 		"upstreams[1].api_key_env: give it or api_key_file, not both",
 		"upstreams[2].api_key_file: open /nowhere/b",
+		"encryption.keys[0].id: the id of a key is 1 to 32",
+		"encryption.keys[1].key_env: give it or key_file",
+		"encryption.keys[2].key_env: give it or key_file",
+		"encryption.keys[3].key_env: the variable NOT_SET is not set",
+		"encryption.keys[4].key_file: open /nowhere/k",
+		"encryption.keys[5].key_env: a key is 32 bytes",
 		"dashboard.key_file: open /nowhere/key",
 		`redis_url: unknown scheme "http"`,
 		"jobs.max_attempts: -1",
@@ -237,6 +247,55 @@ func TestTheDashboardsKey(t *testing.T) {
 	cfg, err = load(t, "dashboard: {key_file: "+file+"}", vars{"FERRY_DASHBOARD_KEY": "from-env"})
 	require.NoError(t, err)
 	require.Equal(t, "from-env", cfg.Dashboard.Key.Reveal())
+}
+
+// sealKey is a key of one character over and over.
+func sealKey(b byte) string {
+	return base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{b}, seal.KeySize))
+}
+
+func TestEncryptionKeys(t *testing.T) {
+	cfg, err := load(t, "", nil)
+	require.NoError(t, err)
+	require.Nil(t, cfg.TasksConfig().Keys, "without keys nothing is encrypted")
+
+	file := write(t, sealKey('1')+"\n")
+	cfg, err = config.Load(config.Source{
+		NoKeys: true, Getenv: vars{"NEW": sealKey('2')}.getenv,
+		File: write(t, "encryption: {keys: [{id: k2, key_env: NEW}, {id: k1, key_file: "+file+"}]}"),
+	})
+	require.NoError(t, err, "the API needs them too")
+	ring := cfg.TasksConfig().Keys
+	require.Contains(t, string(ring.Seal(nil, nil, nil)), "k2", "the first key seals")
+	k1, err := seal.ParseKey("k1", sealKey('1'))
+	require.NoError(t, err)
+	before, err := seal.New(k1)
+	require.NoError(t, err)
+	_, err = ring.Open(before.Seal(nil, nil, nil), nil)
+	require.NoError(t, err, "all keys open")
+
+	_, err = load(t, "encryption: {keys: [{id: k1, key_env: K}, {id: k1, key_env: K}]}", vars{"K": sealKey('1')})
+	require.ErrorContains(t, err, `encryption.keys: seal: the id "k1" is there twice`)
+}
+
+// A key ends up in the wrong place sooner or later, and then in a terminal, a log, a ticket.
+func TestAKeyInTheWrongPlaceIsNotShown(t *testing.T) {
+	key := sealKey('k')
+	for _, text := range []string{
+		"encryption: {keys: [{id: k1, key_env: " + key + "}]}",
+		"encryption: {keys: [{id: k1, key_file: " + key + "}]}",
+		"encryption: {keys: [{id: " + key + ", key_env: K}]}",
+		"encryption:\n  keys:\n  - id: k1\n    key: " + key + "\n",
+		"encryption:\n  key: " + key + "\n",
+		"encryption: {keys: [" + key + "]}",
+		"encryption: {keys: " + key + "}",
+		"encryption: {keys: [{id: k1, key: " + hex.EncodeToString([]byte(key)) + "}]}",
+	} {
+		_, err := load(t, text, vars{"K": key})
+		require.ErrorContains(t, err, "key", text)
+		require.NotContains(t, err.Error(), key[:8], text)
+		require.NotContains(t, err.Error(), hex.EncodeToString([]byte(key[:8])), text)
+	}
 }
 
 func TestTheUsualVariablesMakeAnUpstream(t *testing.T) {
@@ -319,14 +378,17 @@ upstreams:
 }
 
 func TestAConfigurationCanBeLogged(t *testing.T) {
-	cfg, err := load(t, "redis_url: redis://:hunter2@h:1\nupstreams: [{name: a, base_url: http://a/v1, api_key_env: K}]",
-		vars{"K": "sk-hunter2", "FERRY_DASHBOARD_KEY": "hunter2"})
+	cfg, err := load(t, "redis_url: redis://:hunter2@h:1\nupstreams: [{name: a, base_url: http://a/v1, api_key_env: K}]\n"+
+		"encryption: {keys: [{id: k1, key_env: E}]}",
+		vars{"K": "sk-hunter2", "FERRY_DASHBOARD_KEY": "hunter2", "E": hex.EncodeToString([]byte("hunter2 hunter2 hunter2 hunter2 "))})
 	require.NoError(t, err)
 	var log bytes.Buffer
 	slog.New(slog.NewTextHandler(&log, nil)).Info("m", "config", cfg)
 	slog.New(slog.NewJSONHandler(&log, nil)).Info("m", "config", cfg)
 	for _, text := range []string{log.String(), fmt.Sprintf("%v %+v %#v", cfg, *cfg, cfg)} {
 		require.NotContains(t, text, "hunter2")
+		require.NotContains(t, text, "68756e746572", "as hexadecimal")
+		require.NotContains(t, text, "104 117 110 116", "as bytes")
 	}
 }
 

@@ -93,6 +93,11 @@ func poisonFailure() *Failure {
 	}
 }
 
+// unreadableFailure stands in a list for a reason that cannot be read.
+func unreadableFailure(e *UnreadableError) *Failure {
+	return &Failure{Message: "The reason cannot be read by this server.", Type: "job_error", Code: e.Reason()}
+}
+
 // failureOf turns the last error of a call into what the client is shown: the upstream's own words where
 // it has any. attempts is how many were spent if that is why the job failed, else 0.
 func failureOf(e *httpx.Error, attempts int) *Failure {

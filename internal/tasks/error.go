@@ -3,6 +3,8 @@ package tasks
 import (
 	"errors"
 	"fmt"
+
+	"github.com/ferry-queue/ferry/internal/seal"
 )
 
 // ErrNotFound says that there is no such job: it never was, or its retention is over.
@@ -39,4 +41,40 @@ type heldError struct {
 
 func (e *heldError) Error() string {
 	return fmt.Sprintf("tasks: job %s: run %d has it", e.id, e.run)
+}
+
+// UnreadableError says that a part of a job's record cannot be read here, though perhaps by another process: one that
+// has the key, or a newer version.
+type UnreadableError struct {
+	ID    string // of the job
+	Field string // of the record: "body", "result", "error", ...
+	cause error
+}
+
+// Error names the job, the field and the cause.
+func (e *UnreadableError) Error() string {
+	return fmt.Sprintf("tasks: job %s: %s: %v", e.ID, e.Field, e.cause)
+}
+
+// Unwrap is the cause.
+func (e *UnreadableError) Unwrap() error { return e.cause }
+
+// Key is the ID of the encryption key that is missing; empty if that is not the cause.
+func (e *UnreadableError) Key() string {
+	if missing, ok := errors.AsType[*seal.KeyError](e.cause); ok {
+		return missing.ID
+	}
+	return ""
+}
+
+// Reason is the cause in a word: "encryption_key_missing", "needs_newer_version" or "record_damaged".
+func (e *UnreadableError) Reason() string {
+	switch {
+	case e.Key() != "":
+		return "encryption_key_missing"
+	case errors.Is(e.cause, errNewerForm):
+		return "needs_newer_version"
+	default:
+		return "record_damaged"
+	}
 }

@@ -222,6 +222,9 @@ func (h *Handler) run(ctx context.Context, job *Job) error {
 	switch {
 	case job.Version > specVersion:
 		return h.finish(job, decision{state: Queued, delay: newerDelay, reason: "needs_newer_worker"}, nil, nil, 0)
+	case job.unreadable != nil:
+		h.log.LogAttrs(ctx, slog.LevelError, "job cannot be read by this worker", slog.String("job_id", job.ID), slog.Any("error", job.unreadable))
+		return h.finish(job, decision{state: Queued, delay: newerDelay, reason: job.unreadable.Reason()}, nil, nil, 0)
 	case job.lost >= poisonLimit:
 		return h.finish(job, decision{state: Failed, reason: "job_crashes_worker", failure: poisonFailure()}, nil, nil, 0)
 	case !time.Now().Before(job.ExpiresAt):
@@ -306,7 +309,8 @@ func (h *Handler) report(ctx context.Context, job *Job, entries []Attempt) {
 	}
 }
 
-// newerDelay is how long a job that only a newer version can read waits for one to be deployed.
+// newerDelay is how long a job waits for another worker that this one cannot read, for want of a key or because a
+// newer version wrote it.
 const newerDelay = 30 * time.Second
 
 const (
@@ -350,9 +354,9 @@ func (h *Handler) moveFor(job *Job, d decision, resp *httpx.Response, entries []
 	}
 	switch d.state {
 	case Succeeded:
-		m.set = append(m.set, "result", h.queue.codec.pack(resp.Body))
+		m.set = append(m.set, fieldResult, h.queue.codec.pack(job.ID, fieldResult, resp.Body))
 	case Failed, Expired:
-		m.set = append(m.set, "error", encodeFailure(d.failure))
+		m.set = append(m.set, fieldError, h.queue.codec.packFailure(job.ID, d.failure))
 	case Retrying:
 		m.retries = 1
 	case Snoozed:

@@ -121,6 +121,8 @@ type Job struct {
 	Result    []byte    // the upstream's answer
 	Failure   *Failure  // why the job failed or expired
 	Ledger    []Attempt
+
+	unreadable *UnreadableError // a part of the record that cannot be read here
 }
 
 // Queue is the asynq queue the job belongs to.

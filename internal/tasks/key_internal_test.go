@@ -58,18 +58,18 @@ func TestShardsShareTheLoad(t *testing.T) {
 }
 
 func TestCodec(t *testing.T) {
-	c, err := newCodec()
+	c, err := newCodec(nil)
 	require.NoError(t, err)
 	rapid.Check(t, func(t *rapid.T) {
 		body := rapid.SliceOfN(rapid.Byte(), 0, 3000).Draw(t, "body")
 		if rapid.Bool().Draw(t, "repeats") {
 			body = append(body, []byte(strings.Repeat(string(body), 3))...)
 		}
-		packed := c.pack(body)
+		packed := c.pack("job_1", fieldBody, body)
 		if len(packed) > len(body)+1 {
 			t.Fatalf("%d bytes became %d", len(body), len(packed))
 		}
-		got, err := c.unpack(packed)
+		got, err := c.unpack("job_1", fieldBody, packed)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -77,11 +77,11 @@ func TestCodec(t *testing.T) {
 			t.Fatalf("got %q, want %q", got, body)
 		}
 	})
-	_, err = c.unpack([]byte{9, 1, 2})
+	_, err = c.unpack("job_1", fieldBody, []byte{9, 1, 2})
 	require.ErrorContains(t, err, "newer version")
-	_, err = c.unpack([]byte{packedZstd, 1, 2})
+	_, err = c.unpack("job_1", fieldBody, []byte{packedZstd, 1, 2})
 	require.Error(t, err)
-	none, err := c.unpack(nil)
+	none, err := c.unpack("job_1", fieldBody, nil)
 	require.NoError(t, err)
 	require.Nil(t, none)
 }

@@ -157,18 +157,17 @@ func (s *Store) summaries(ctx context.Context, at []position) ([]*Job, error) {
 	if len(at) == 0 {
 		return nil, nil
 	}
-	names := Summary.fields()
 	pipe := s.rdb.Pipeline()
 	replies := make([]*redis.SliceCmd, len(at))
 	for i, p := range at {
-		replies[i] = pipe.HMGet(ctx, jobKey(p.id), names...)
+		replies[i] = pipe.HMGet(ctx, jobKey(p.id), Summary.fields()...)
 	}
 	if _, err := pipe.Exec(ctx); err != nil {
 		return nil, fmt.Errorf("tasks: list: %w", err)
 	}
 	jobs := make([]*Job, len(at))
 	for i, r := range replies {
-		job, err := s.decodeReply(at[i].id, names, r.Val())
+		job, err := s.decodeReply(at[i].id, Summary, r.Val())
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			return nil, err
 		}

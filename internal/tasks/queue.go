@@ -12,6 +12,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/ferry-queue/ferry/internal/openai"
+	"github.com/ferry-queue/ferry/internal/seal"
 )
 
 // Config is how jobs are kept and how patiently they are served.
@@ -20,6 +21,7 @@ type Config struct {
 	ExpiresIn    time.Duration // an open job is given up after this; default 24h
 	Retention    time.Duration // an ended job is kept for this; default 24h
 	MaxRetention time.Duration // longest retention a client may ask for; default 30 days
+	Keys         *seal.Ring    // by which prompts, answers and errors are sealed; nil: they are not
 }
 
 const (
@@ -97,7 +99,7 @@ func NewQueue(rdb redis.UniversalClient, cfg Config, watcher *Watcher, log *slog
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("tasks: %w", err)
 	}
-	store, err := NewStore(rdb)
+	store, err := NewStore(rdb, cfg.Keys)
 	if err != nil {
 		return nil, err
 	}

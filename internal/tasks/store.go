@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/ferry-queue/ferry/internal/seal"
 )
 
 // Store keeps the records of jobs in Redis. It is safe for concurrent use.
@@ -19,9 +21,10 @@ type Store struct {
 	codec *codec
 }
 
-// NewStore returns a store on a client. It does not dial.
-func NewStore(rdb redis.UniversalClient) (*Store, error) {
-	c, err := newCodec()
+// NewStore returns a store on a client, with the keys by which it seals what jobs say and are told; nil: it does not.
+// It does not dial.
+func NewStore(rdb redis.UniversalClient, keys *seal.Ring) (*Store, error) {
+	c, err := newCodec(keys)
 	if err != nil {
 		return nil, err
 	}
@@ -36,8 +39,8 @@ func (s *Store) create(ctx context.Context, job *Job, hash string) (created bool
 		return false, "", fmt.Errorf("tasks: job %s: %w", job.ID, err)
 	}
 	args := []any{
-		job.ID, micros(job.CreatedAt), micros(job.ExpiresAt), hash,
-		"spec", spec, "body", s.codec.pack(job.Request), "queue", job.Queue(),
+		job.ID, micros(job.CreatedAt), micros(job.ExpiresAt), s.codec.packText(job.ID, fieldHash, hash),
+		"spec", spec, fieldBody, s.codec.pack(job.ID, fieldBody, job.Request), "queue", job.Queue(),
 		"retention", job.Retention.Microseconds(),
 	}
 	if !job.RunAt.IsZero() {
@@ -47,7 +50,11 @@ func (s *Store) create(ctx context.Context, job *Job, hash string) (created bool
 	if err != nil {
 		return false, "", fmt.Errorf("tasks: job %s: %w", job.ID, err)
 	}
-	return reply[0] == int64(1), text(reply[1]), nil
+	taken, err = s.codec.unpackText(job.ID, fieldHash, text(reply[1]))
+	if err != nil {
+		return false, "", &UnreadableError{ID: job.ID, Field: fieldHash, cause: err}
+	}
+	return reply[0] == int64(1), taken, nil
 }
 
 // fields are what Get reads; the request's body is left out unless asked for, since a poll has no use
@@ -55,7 +62,7 @@ func (s *Store) create(ctx context.Context, job *Job, hash string) (created bool
 var fields = []string{
 	"state", "spec", "created", "updated", "started", "ended", "run_at", "due",
 	"attempts", "retries", "snoozes", "crashes", "runs", "why",
-	"error", "ledger", "result", "body",
+	fieldError, "ledger", fieldResult, fieldBody,
 }
 
 // Detail chooses how much of a record is read.
@@ -84,15 +91,17 @@ func (s *Store) Get(ctx context.Context, id string, d Detail) (*Job, error) {
 	if !ValidID(id) {
 		return nil, ErrNotFound
 	}
-	names := d.fields()
-	values, err := s.rdb.HMGet(ctx, jobKey(id), names...).Result()
+	values, err := s.rdb.HMGet(ctx, jobKey(id), d.fields()...).Result()
 	if err != nil {
 		return nil, fmt.Errorf("tasks: job %s: %w", id, err)
 	}
-	return s.decodeReply(id, names, values)
+	return s.decodeReply(id, d, values)
 }
 
-func (s *Store) decodeReply(id string, names []string, values []any) (*Job, error) {
+// decodeReply reads the fields of a detail. What cannot be read is an error, but for the reason of a failure in a
+// summary: a list, a retry and a deletion can do without.
+func (s *Store) decodeReply(id string, d Detail, values []any) (*Job, error) {
+	names := d.fields()
 	record := make(map[string]string, len(names))
 	for i, v := range values {
 		if t, ok := v.(string); ok {
@@ -106,10 +115,13 @@ func (s *Store) decodeReply(id string, names []string, values []any) (*Job, erro
 	if !job.DeletesAt.IsZero() && time.Now().After(job.DeletesAt) {
 		return nil, ErrNotFound // the sweep is on its way
 	}
+	if e := job.unreadable; e != nil && (d != Summary || e.Field != fieldError) {
+		return nil, e
+	}
 	return job, nil
 }
 
-// decode reads a record as Redis returns it.
+// decode reads a record as Redis returns it. What it cannot read it leaves out and notes in the job.
 func (s *Store) decode(id string, record map[string]string) (*Job, error) {
 	if record["state"] == "" {
 		return nil, ErrNotFound
@@ -135,25 +147,32 @@ func (s *Store) decode(id string, record map[string]string) (*Job, error) {
 	} else {
 		job.ExpiresAt = moment(record["due"])
 	}
-	if err := json.Unmarshal([]byte(record["spec"]), &job.Spec); err != nil {
-		return nil, fmt.Errorf("tasks: job %s: spec: %w", id, err)
-	}
-	if failure := record["error"]; failure != "" {
-		if err := json.Unmarshal([]byte(failure), &job.Failure); err != nil {
-			return nil, fmt.Errorf("tasks: job %s: error: %w", id, err)
-		}
+	// Of a newer version's spec everything is shown that has the form it had.
+	if err := json.Unmarshal([]byte(record["spec"]), &job.Spec); err != nil && job.Version <= specVersion {
+		job.cannotRead("spec", err)
 	}
 	var err error
 	if job.Ledger, err = decodeLedger(record["ledger"]); err != nil {
-		return nil, fmt.Errorf("tasks: job %s: ledger: %w", id, err)
+		job.cannotRead("ledger", err)
 	}
-	if job.Result, err = s.codec.unpack([]byte(record["result"])); err != nil {
-		return nil, fmt.Errorf("%w (job %s, result)", err, id)
+	if job.Result, err = s.codec.unpack(id, fieldResult, []byte(record[fieldResult])); err != nil {
+		job.cannotRead(fieldResult, err)
 	}
-	if job.Request, err = s.codec.unpack([]byte(record["body"])); err != nil {
-		return nil, fmt.Errorf("%w (job %s, request)", err, id)
+	if job.Request, err = s.codec.unpack(id, fieldBody, []byte(record[fieldBody])); err != nil {
+		job.cannotRead(fieldBody, err)
+	}
+	if job.Failure, err = s.codec.unpackFailure(id, record[fieldError]); err != nil {
+		job.cannotRead(fieldError, err)
+		job.Failure = unreadableFailure(job.unreadable)
 	}
 	return job, nil
+}
+
+// cannotRead notes that a field cannot be read; the first one counts.
+func (j *Job) cannotRead(field string, cause error) {
+	if j.unreadable == nil {
+		j.unreadable = &UnreadableError{ID: j.ID, Field: field, cause: cause}
+	}
 }
 
 // state returns where a job stands, or [ErrNotFound]. It is the cheap question a waiting client asks.

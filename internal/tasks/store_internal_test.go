@@ -71,7 +71,7 @@ func TestClaimFencesOffEarlierRuns(t *testing.T) {
 	require.Equal(t, chatBody, string(second.Request))
 
 	end := func(job *Job, body string) error {
-		_, err := b.apply(t.Context(), id, move{want: "end", from: []State{Running}, to: Succeeded, run: job.Runs, due: time.Now().Add(time.Hour), set: []any{"result", b.codec.pack([]byte(body))}})
+		_, err := b.apply(t.Context(), id, move{want: "end", from: []State{Running}, to: Succeeded, run: job.Runs, due: time.Now().Add(time.Hour), set: []any{fieldResult, b.codec.pack(id, fieldResult, []byte(body))}})
 		return err
 	}
 	var refused *StateError

@@ -2,6 +2,8 @@ package tasks
 
 import (
 	"context"
+	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -9,6 +11,7 @@ import (
 	"github.com/hibiken/asynq"
 
 	"github.com/ferry-queue/ferry/internal/openai"
+	"github.com/ferry-queue/ferry/internal/seal"
 )
 
 // BenchmarkSubmit is what POST /v1/jobs asks of Redis, beside asynq's bare Enqueue of the same body.
@@ -87,4 +90,55 @@ func BenchmarkThroughput(b *testing.B) {
 		b.StartTimer()
 	}
 	b.ReportMetric(float64(batch)*float64(b.N)/b.Elapsed().Seconds(), "jobs/s")
+}
+
+// prose is n bytes of JSON with text that compresses about as well as people's do.
+func prose(n int) []byte {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	words := make([]string, 2000)
+	for i := range words {
+		word := make([]byte, 2+rnd.IntN(8))
+		for j := range word {
+			word[j] = "etaoinshrdlucmfw"[rnd.IntN(16)]
+		}
+		words[i] = string(word)
+	}
+	text := []byte(`{"model":"m","messages":[{"role":"user","content":"`)
+	for len(text) < n {
+		text = append(append(text, words[int(rnd.ExpFloat64()*250)%len(words)]...), ' ')
+	}
+	return append(text, `"}]}`...)
+}
+
+// BenchmarkCodec is what it costs to make the stored form of a body and to read it, with encryption and without.
+func BenchmarkCodec(b *testing.B) {
+	for _, size := range []int{4 << 10, 100 << 10} {
+		for _, ring := range []*seal.Ring{nil, ringOf(b, '1')} {
+			body := prose(size)
+			b.Run(fmt.Sprintf("size=%dKB/sealed=%t", size>>10, ring != nil), func(b *testing.B) { benchmarkCodec(b, ring, body) })
+		}
+	}
+}
+
+func benchmarkCodec(b *testing.B, ring *seal.Ring, body []byte) {
+	c, err := newCodec(ring)
+	if err != nil {
+		b.Fatal(err)
+	}
+	packed := c.pack("job_1", fieldBody, body)
+	b.Run("pack", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			c.pack("job_1", fieldBody, body)
+		}
+		b.ReportMetric(float64(len(packed))/float64(len(body)), "stored/body")
+	})
+	b.Run("unpack", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := c.unpack("job_1", fieldBody, packed); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }

@@ -31,11 +31,12 @@ func layers() []layer {
 		{"internal/httpx", nil, "one resilient call is complete in itself; it notices a refusal without knowing the breaker"},
 		{"internal/redisclient", nil, "how to reach Redis is asked by every binary and depends on none"},
 		{"internal/redisserver", nil, "a child process, of use to any test"},
+		{"internal/seal", nil, "what is sealed, and where it is kept, is no business of the cipher"},
 		{"internal/upstreamtest", nil, "an upstream that shared code with its caller would share its mistakes"},
 		{"internal/redisserver/redistest", []string{"internal/redisserver"}, "keeps package testing out of ferry dev"},
 
 		{"internal/openai", []string{"internal/httpx"}, "what an upstream says is classified in the words of the call"},
-		{"internal/tasks", []string{"internal/httpx", "internal/openai"}, "one place knows both a class and what the queue does about it"},
+		{"internal/tasks", []string{"internal/httpx", "internal/openai", "internal/seal"}, "one place knows both a class and what the queue does about it"},
 		{"internal/dashboard", []string{"internal/tasks"}, "shows queues; it knows nothing of who may look"},
 		{
 			"internal/api",
@@ -49,7 +50,7 @@ func layers() []layer {
 		},
 		{
 			"internal/config",
-			[]string{"internal/breaker", "internal/httpx", "internal/openai", "internal/redisclient", "internal/tasks"},
+			[]string{"internal/breaker", "internal/httpx", "internal/openai", "internal/redisclient", "internal/seal", "internal/tasks"},
 			"composes the packages' own settings; cmd/api reads it, so it knows nothing of workers",
 		},
 		{
@@ -156,6 +157,7 @@ func TestLeavesImportFewLibraries(t *testing.T) {
 		{"internal/httpx", []string{"github.com/eapache/go-resiliency"}, "it could be published as it is"},
 		{"internal/breaker", []string{"github.com/eapache/go-resiliency", "github.com/redis/go-redis"}, "it could be published as it is"},
 		{"internal/redisserver", nil, "it talks to Redis before there is a client"},
+		{"internal/seal", nil, "cryptography comes from the standard library"},
 		{"internal/upstreamtest", nil, "like net/http/httptest"},
 	}
 	tree := readTree(t)
