@@ -27,6 +27,10 @@ const (
 	// clusterReload is how often the Cluster topology is read again. go-redis' own default is 60 s,
 	// and a dead master is not noticed before (measured: 53 s without an enqueue).
 	clusterReload = 2 * time.Second
+	// dialTimeout bounds one try to connect. go-redis' own default is 5 s and five tries, so that one dead
+	// host among Sentinels or Cluster nodes would cost a caller 25 s.
+	dialTimeout = time.Second
+	dialTries   = 2
 )
 
 // Parse reads a Redis address. It accepts
@@ -34,21 +38,30 @@ const (
 //	redis://[user:password@]host:port[/db]           one server
 //	rediss://...                                      the same over TLS
 //	redis://h1:port,h2:port,...                       Redis Cluster
+//	redis-cluster://h1:port[,...]                     the same, also with a single address; rediss-cluster:// over TLS
 //	redis-sentinel://[user:password@]h1:port,h2:port[/db]?master=name[&sentinel_password=...]
 //
 // and returns go-redis' options with Ferry's settings. The error never repeats a password.
 func Parse(rawURL string) (*redis.UniversalOptions, error) {
 	scheme, rest, ok := strings.Cut(strings.TrimSpace(rawURL), "://")
 	if !ok {
-		return nil, errors.New("redis url: want redis://host:port/db, rediss://, redis-sentinel:// or a comma list of cluster nodes")
+		return nil, errors.New("redis url: want redis://host:port/db, rediss://, redis-cluster://, redis-sentinel:// or a comma list of cluster nodes")
 	}
-	sentinel := scheme == "redis-sentinel"
-	if !sentinel && scheme != "redis" && scheme != "rediss" {
-		return nil, fmt.Errorf("redis url: unknown scheme %q; want redis, rediss or redis-sentinel", scheme)
+	sentinel, cluster := false, false
+	switch scheme {
+	case "redis", "rediss":
+	case "redis-sentinel":
+		sentinel, scheme = true, "redis"
+	case "redis-cluster":
+		cluster, scheme = true, "redis"
+	case "rediss-cluster":
+		cluster, scheme = true, "rediss"
+	default:
+		return nil, fmt.Errorf("redis url: unknown scheme %q; want redis, rediss, redis-cluster, rediss-cluster or redis-sentinel", scheme)
 	}
 	port := "6379"
 	if sentinel {
-		scheme, port = "redis", "26379"
+		port = "26379"
 	}
 	first, others := splitHosts(rest, port)
 	u, err := url.Parse(scheme + "://" + first)
@@ -71,6 +84,8 @@ func Parse(rawURL string) (*redis.UniversalOptions, error) {
 		Username:  single.Username,
 		Password:  single.Password,
 		TLSConfig: single.TLSConfig,
+
+		IsClusterMode: cluster || len(others) > 0 && !sentinel,
 	}
 	if err := applyQuery(opts, query, sentinel); err != nil {
 		return nil, err
@@ -78,7 +93,7 @@ func Parse(rawURL string) (*redis.UniversalOptions, error) {
 	if slices.Contains(opts.Addrs, "") {
 		return nil, errors.New("redis url: a host in the list is empty")
 	}
-	if len(opts.Addrs) > 1 && !sentinel && opts.DB != 0 {
+	if opts.IsClusterMode && opts.DB != 0 {
 		return nil, fmt.Errorf("redis url: Redis Cluster has database 0 only, not %d", opts.DB)
 	}
 	applyDefaults(opts)
@@ -146,6 +161,8 @@ func applyQuery(opts *redis.UniversalOptions, query url.Values, sentinel bool) e
 func applyDefaults(opts *redis.UniversalOptions) {
 	opts.ReadTimeout = readTimeout
 	opts.WriteTimeout = readTimeout
+	opts.DialTimeout = dialTimeout
+	opts.DialerRetries = dialTries
 	opts.ContextTimeoutEnabled = true
 	opts.MaxRetries = 3
 	// Server-push notices of maintenance exist on one vendor's service only, and asking for them costs
@@ -160,12 +177,16 @@ func Open(rawURL string) (redis.UniversalClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	if opts.MasterName == "" && len(opts.Addrs) > 1 {
+	return open(opts), nil
+}
+
+func open(opts *redis.UniversalOptions) redis.UniversalClient {
+	if opts.IsClusterMode {
 		cluster := opts.Cluster()
 		cluster.ClusterStateReloadInterval = clusterReload
-		return redis.NewClusterClient(cluster), nil
+		return redis.NewClusterClient(cluster)
 	}
-	return redis.NewUniversalClient(opts), nil
+	return redis.NewUniversalClient(opts)
 }
 
 // Display returns the address of a Redis URL without its credentials, for logs.
@@ -179,86 +200,6 @@ func Display(rawURL string) string {
 		return "sentinel " + addr + " master " + opts.MasterName
 	}
 	return addr
-}
-
-// Finding is something about a Redis server that an operator should know before trusting it with jobs.
-type Finding struct {
-	Fatal  bool   // Ferry must not start: the setting corrupts the queue
-	Key    string // Redis' own name of the setting
-	Advice string
-}
-
-// Check reads the server's settings and returns what is wrong with them. A setting that cannot be read
-// (managed services forbid CONFIG) is passed over. Errors are those of the connection.
-func Check(ctx context.Context, rdb redis.UniversalClient) ([]Finding, error) {
-	if err := rdb.Ping(ctx).Err(); err != nil {
-		return nil, fmt.Errorf("redis: %w", err)
-	}
-	var found []Finding
-	if policy := configValue(ctx, rdb, "maxmemory-policy"); policy != "" && policy != "noeviction" {
-		found = append(found, Finding{
-			Fatal: true, Key: "maxmemory-policy",
-			Advice: "is " + policy + ": Redis may drop jobs when memory runs short; set it to noeviction",
-		})
-	}
-	if aof := configValue(ctx, rdb, "appendonly"); aof == "no" {
-		found = append(found, Finding{
-			Key:    "appendonly",
-			Advice: "is no: a restart of Redis loses jobs; set appendonly yes",
-		})
-	}
-	if limit := configValue(ctx, rdb, "maxmemory"); limit == "0" {
-		found = append(found, Finding{
-			Key:    "maxmemory",
-			Advice: "is not set: Redis may grow until the system kills it; set a limit below the machine's memory",
-		})
-	}
-	if skew, ok := clockSkew(ctx, rdb); ok && skew.Abs() > 5*time.Second {
-		found = append(found, Finding{
-			Key:    "time",
-			Advice: fmt.Sprintf("differs from this machine's clock by %s: leases would end early or late; synchronise the clocks", skew.Round(time.Second)),
-		})
-	}
-	slices.SortFunc(found, func(a, b Finding) int { return strings.Compare(a.Key, b.Key) })
-	return found, nil
-}
-
-func configValue(ctx context.Context, rdb redis.UniversalClient, key string) string {
-	values, err := rdb.ConfigGet(ctx, key).Result()
-	if err != nil {
-		return ""
-	}
-	return values[key]
-}
-
-// clockSkew says how far Redis' clock is ahead of ours, give or take a round trip.
-func clockSkew(ctx context.Context, rdb redis.UniversalClient) (time.Duration, bool) {
-	before := time.Now()
-	theirs, err := rdb.Time(ctx).Result()
-	if err != nil {
-		return 0, false
-	}
-	ours := before.Add(time.Since(before) / 2)
-	return theirs.Sub(ours), true
-}
-
-// Report runs [Check] and logs what it finds. A Redis that cannot be reached yet is logged, no error: it
-// may come. The error is a setting with which Ferry must not work.
-func Report(ctx context.Context, rdb redis.UniversalClient, log *slog.Logger) error {
-	ctx, cancel := context.WithTimeout(ctx, readTimeout)
-	defer cancel()
-	found, err := Check(ctx, rdb)
-	if err != nil {
-		log.LogAttrs(ctx, slog.LevelWarn, "redis cannot be reached yet", slog.Any("error", err))
-		return nil
-	}
-	for _, f := range found {
-		if f.Fatal {
-			return fmt.Errorf("redis: %s %s", f.Key, f.Advice)
-		}
-		log.LogAttrs(ctx, slog.LevelWarn, "redis setting", slog.String("key", f.Key), slog.String("advice", f.Advice))
-	}
-	return nil
 }
 
 // LogTo sends go-redis' own messages, of which an outage makes hundreds, to a logger at debug level. They

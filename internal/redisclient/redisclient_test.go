@@ -155,21 +155,26 @@ func TestCheckFindsWhatEndangersJobs(t *testing.T) {
 		name     string
 		rdb      redis.UniversalClient
 		settings map[string]string
+		needs    redisclient.Needs
 		keys     []string
 		fatal    bool
 	}{
-		{"a careful server", onDisk, map[string]string{"maxmemory": "100mb", "maxmemory-policy": "noeviction"}, nil, false},
-		{"no limit", onDisk, map[string]string{"maxmemory": "0"}, []string{"maxmemory"}, false},
-		{"nothing on disk", inMemory, nil, []string{"appendonly", "maxmemory"}, false},
-		{"eviction", onDisk, map[string]string{"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"}, []string{"maxmemory-policy"}, true},
-		{"eviction of keys that expire", onDisk, map[string]string{"maxmemory-policy": "volatile-ttl"}, []string{"maxmemory-policy"}, true},
+		{"a careful server", onDisk, map[string]string{"maxmemory": "100mb", "maxmemory-policy": "noeviction", "appendfsync": "everysec"}, redisclient.Needs{}, nil, false},
+		{"no limit", onDisk, map[string]string{"maxmemory": "0"}, redisclient.Needs{}, []string{"maxmemory"}, false},
+		{"nothing on disk", inMemory, nil, redisclient.Needs{}, []string{"appendonly", "maxmemory"}, false},
+		{"the disk when the system likes", onDisk, map[string]string{"maxmemory": "100mb", "appendfsync": "no"}, redisclient.Needs{}, []string{"appendfsync"}, false},
+		{"strict, but a reply comes before the fsync", onDisk, map[string]string{"appendfsync": "everysec"}, redisclient.Needs{Strict: true}, []string{"appendfsync"}, true},
+		{"strict, and nothing on disk", inMemory, map[string]string{"maxmemory": "100mb"}, redisclient.Needs{Strict: true}, []string{"appendonly"}, true},
+		{"strict, and every reply after the fsync", onDisk, map[string]string{"appendfsync": "always"}, redisclient.Needs{Strict: true}, nil, false},
+		{"eviction", onDisk, map[string]string{"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"}, redisclient.Needs{}, []string{"maxmemory-policy"}, true},
+		{"eviction of keys that expire", onDisk, map[string]string{"maxmemory-policy": "volatile-ttl"}, redisclient.Needs{}, []string{"maxmemory-policy"}, true},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			for key, value := range tt.settings {
 				require.NoError(t, tt.rdb.ConfigSet(ctx, key, value).Err())
 			}
-			found, err := redisclient.Check(ctx, tt.rdb)
+			found, err := redisclient.Check(ctx, tt.rdb, tt.needs)
 			require.NoError(t, err)
 			var keys []string
 			for _, f := range found {
@@ -181,7 +186,7 @@ func TestCheckFindsWhatEndangersJobs(t *testing.T) {
 			require.Equal(t, tt.fatal, slices.ContainsFunc(found, isFatal))
 
 			var log bytes.Buffer
-			err = redisclient.Report(ctx, tt.rdb, slog.New(slog.NewTextHandler(&log, nil)))
+			err = redisclient.Report(ctx, tt.rdb, tt.needs, slog.New(slog.NewTextHandler(&log, nil)))
 			require.Equal(t, tt.fatal, err != nil, "only what is fatal stops a process")
 			if !tt.fatal {
 				require.Equal(t, len(found), strings.Count(log.String(), "level=WARN"))
@@ -198,7 +203,7 @@ func TestCheckPassesOverWhatItMayNotRead(t *testing.T) {
 	server := redistest.Start(t, func(c *redisserver.Config) {
 		c.Args = []string{"--rename-command", "CONFIG", ""}
 	})
-	found, err := redisclient.Check(t.Context(), open(t, server))
+	found, err := redisclient.Check(t.Context(), open(t, server), redisclient.Needs{})
 	require.NoError(t, err)
 	require.Empty(t, found)
 }
@@ -215,23 +220,22 @@ func TestCheckFindsClocksThatDiffer(t *testing.T) {
 		}
 	}), Protocol: 2, DisableIdentity: true})
 	t.Cleanup(func() { _ = rdb.Close() })
-	found, err := redisclient.Check(t.Context(), rdb)
+	found, err := redisclient.Check(t.Context(), rdb, redisclient.Needs{})
 	require.NoError(t, err)
 	require.Len(t, found, 1)
 	require.Equal(t, "time", found[0].Key)
 	require.Regexp(t, `by -(59s|1m0s|1m1s)`, found[0].Advice)
 }
 
-func TestAnUnreachableRedisIsReportedAndNoError(t *testing.T) {
+func TestAnUnreachableRedisIsNoReasonNotToStart(t *testing.T) {
 	rdb, err := redisclient.Open("redis://:hunter2@127.0.0.1:1/0")
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = rdb.Close() })
-	_, err = redisclient.Check(t.Context(), rdb)
+	_, err = redisclient.Check(t.Context(), rdb, redisclient.Needs{})
 	require.ErrorContains(t, err, "redis: ")
 	var log bytes.Buffer
-	require.NoError(t, redisclient.Report(t.Context(), rdb, slog.New(slog.NewTextHandler(&log, nil))))
-	require.Contains(t, log.String(), "cannot be reached yet")
-	require.NotContains(t, log.String(), "hunter2")
+	require.NoError(t, redisclient.Report(t.Context(), rdb, redisclient.Needs{}, slog.New(slog.NewTextHandler(&log, nil))))
+	require.Empty(t, log.String())
 }
 
 func TestLogToSendsTheLibrarysMessagesToDebug(t *testing.T) {
