@@ -78,3 +78,23 @@ func (e *UnreadableError) Reason() string {
 		return "record_damaged"
 	}
 }
+
+// UnconfirmedError says that a job is in Redis and may run, but that it could not be confirmed to be as
+// durable as was asked for.
+type UnconfirmedError struct {
+	ID     string
+	Reason string // in plain words, fit to be shown
+	cause  error
+}
+
+// Error names the job and what is missing.
+func (e *UnconfirmedError) Error() string {
+	text := fmt.Sprintf("tasks: job %s: durability unconfirmed: %s", e.ID, e.Reason)
+	if e.cause != nil {
+		text += ": " + e.cause.Error()
+	}
+	return text
+}
+
+// Unwrap is what went wrong, if more is known than the reason.
+func (e *UnconfirmedError) Unwrap() error { return e.cause }

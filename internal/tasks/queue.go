@@ -22,6 +22,8 @@ type Config struct {
 	Retention    time.Duration // an ended job is kept for this; default 24h
 	MaxRetention time.Duration // longest retention a client may ask for; default 30 days
 	Keys         *seal.Ring    // by which prompts, answers and errors are sealed; nil: they are not
+	Durability   Durability    // when a job counts as accepted; default Relaxed
+	Replicas     int           // with Strict: replicas that must have the job on disk too; default 0
 }
 
 const (
@@ -48,6 +50,9 @@ func (c Config) WithDefaults() Config {
 	if c.MaxRetention == 0 {
 		c.MaxRetention = max(defaultMaxRetention, c.Retention)
 	}
+	if c.Durability == "" {
+		c.Durability = Relaxed
+	}
 	return c
 }
 
@@ -65,6 +70,12 @@ func (c Config) Validate() error {
 	}
 	if c.Retention > c.MaxRetention {
 		errs = append(errs, fmt.Errorf("retention: %s is above max_retention %s", c.Retention, c.MaxRetention))
+	}
+	if c.Durability != Relaxed && c.Durability != Strict {
+		errs = append(errs, fmt.Errorf("durability: %q is not one of %s, %s", c.Durability, Relaxed, Strict))
+	}
+	if c.Replicas < 0 || c.Replicas > 0 && c.Durability != Strict {
+		errs = append(errs, fmt.Errorf("durability_replicas: %d is not 0 or more, and 0 unless durability is %s", c.Replicas, Strict))
 	}
 	return errors.Join(errs...)
 }
@@ -103,6 +114,7 @@ func NewQueue(rdb redis.UniversalClient, cfg Config, watcher *Watcher, log *slog
 	if err != nil {
 		return nil, err
 	}
+	store.durable = durable{strict: cfg.Durability == Strict, replicas: cfg.Replicas}
 	return &Queue{
 		Store:   store,
 		cfg:     cfg,
@@ -130,25 +142,34 @@ type Submission struct {
 }
 
 // Submit makes a submission durable and returns its job. With a Key that a job has already, it returns
-// that job and created == false, or a *[KeyReuseError] if the hashes differ.
+// that job and created == false, or a *[KeyReuseError] if the hashes differ. A job that Redis has, but not
+// as durably as was asked for, is an *[UnconfirmedError]: it may run, and to submit it again with its Key
+// does no harm.
 func (q *Queue) Submit(ctx context.Context, sub Submission) (job *Job, created bool, err error) {
 	job = q.newJob(sub)
 	created, taken, err := q.create(ctx, job, sub.Hash)
-	if err != nil {
+	_, unconfirmed := errors.AsType[*UnconfirmedError](err)
+	switch {
+	case err != nil && !unconfirmed:
 		return nil, false, err
+	case !created && taken != sub.Hash:
+		return nil, false, &KeyReuseError{ID: job.ID}
 	}
-	if !created {
-		if taken != sub.Hash {
-			return nil, false, &KeyReuseError{ID: job.ID}
+	if created {
+		if err := q.enqueue(ctx, job.ID, job.Queue(), job.RunAt); err != nil {
+			// The job is in Redis, so it is accepted: the reconciler gives it a task.
+			q.log.LogAttrs(ctx, slog.LevelWarn, "enqueue left to the reconciler", slog.String("job_id", job.ID), slog.Any("error", err))
 		}
+	}
+	switch {
+	case unconfirmed:
+		return nil, false, err
+	case !created:
 		job, err = q.Get(ctx, job.ID, Full)
 		return job, false, err
+	default:
+		return job, true, nil
 	}
-	if err := q.enqueue(ctx, job.ID, job.Queue(), job.RunAt); err != nil {
-		// The job is in Redis, so it is accepted: the reconciler gives it a task.
-		q.log.LogAttrs(ctx, slog.LevelWarn, "enqueue left to the reconciler", slog.String("job_id", job.ID), slog.Any("error", err))
-	}
-	return job, true, nil
 }
 
 func (q *Queue) newJob(sub Submission) *Job {
@@ -249,7 +270,7 @@ func (q *Queue) Wait(ctx context.Context, id string) (*Job, error) {
 }
 
 // lookTimeout bounds one look of a waiting client at the record.
-const lookTimeout = 3 * time.Second
+const lookTimeout = 2 * time.Second
 
 // look returns a job that has ended, or any once ctx has: the answer to "as it stands" needs a look after
 // the end of the wait.

@@ -9,16 +9,21 @@ import "github.com/redis/go-redis/v9"
 // createScript writes the record of a new job.
 //
 //	KEYS[1] record  KEYS[2] due  KEYS[3] prefix of the state indexes
-//	ARGV[1] id  [2] created_at  [3] expires_at  [4] hash of the submission  [5...] field, value, ...
-//	result  {1, ""} created
+//	ARGV[1] id  [2] created_at  [3] expires_at  [4] hash of the submission
+//	     [5] "1" to write although the ID is taken: only who has written can ask whether it is on disk
+//	     [6...] field, value, ...
+//	result  {1, ""} created, by this call or by an earlier try of it whose reply was lost
 //	        {0, hash} the ID is taken, by a submission with this hash
 //
 // Atomic, because the record is also the claim on its idempotency key.
 var createScript = redis.NewScript(`
-if redis.call("EXISTS", KEYS[1]) == 1 then
-  return {0, redis.call("HGET", KEYS[1], "hash") or ""}
+local had = redis.call("HMGET", KEYS[1], "hash", "created", "runs")
+if had[2] then
+  if ARGV[5] == "1" then redis.call("HSET", KEYS[1], "hash", had[1]) end
+  if had[1] == ARGV[4] and had[2] == ARGV[2] and not had[3] then return {1, ""} end
+  return {0, had[1]}
 end
-redis.call("HSET", KEYS[1], "state", "queued", "created", ARGV[2], "updated", ARGV[2], "due", ARGV[3], "hash", ARGV[4], unpack(ARGV, 5))
+redis.call("HSET", KEYS[1], "state", "queued", "created", ARGV[2], "updated", ARGV[2], "due", ARGV[3], "hash", ARGV[4], unpack(ARGV, 6))
 redis.call("ZADD", KEYS[3] .. "queued", ARGV[2], ARGV[1])
 redis.call("ZADD", KEYS[2], ARGV[3], ARGV[1])
 return {1, ""}

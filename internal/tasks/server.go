@@ -18,6 +18,7 @@ type ServerConfig struct {
 	Concurrency int           // jobs in flight in this process
 	Poll        time.Duration // how often an idle server looks for a job; default 20ms
 	Drain       time.Duration // how long running calls may go on after a stop; default 30s
+	Quiet       func() bool   // whether Redis is known to be away, of which asynq need not tell; nil: never
 }
 
 const (
@@ -50,6 +51,9 @@ func NewServer(rdb redis.UniversalClient, cfg ServerConfig, handler *Handler, ca
 	if cfg.Drain == 0 {
 		cfg.Drain = defaultDrain
 	}
+	if cfg.Quiet == nil {
+		cfg.Quiet = func() bool { return false }
+	}
 	queues := make(map[string]int, len(Priorities()))
 	for _, p := range Priorities() {
 		queues[QueueName(cfg.Upstream, p)] = p.weight()
@@ -64,7 +68,7 @@ func NewServer(rdb redis.UniversalClient, cfg ServerConfig, handler *Handler, ca
 			ShutdownTimeout:          handBack,
 			RetryDelayFunc:           retryDelay,
 			IsFailure:                func(error) bool { return false }, // tries are ours to count
-			Logger:                   asynqLog{log.With(slog.String("upstream", cfg.Upstream))},
+			Logger:                   asynqLog{log: log.With(slog.String("upstream", cfg.Upstream)), quiet: cfg.Quiet},
 			LogLevel:                 asynq.InfoLevel,
 		}),
 	}
@@ -102,14 +106,21 @@ func retryDelay(_ int, err error, _ *asynq.Task) time.Duration {
 	}
 }
 
-// asynqLog writes asynq's own messages to slog. What asynq calls information is chatter to us.
-type asynqLog struct{ log *slog.Logger }
+// asynqLog writes asynq's own messages to slog. What asynq calls information is chatter to us. Its warnings
+// and errors are about Redis, one for each loop and each job: while Redis is away they are chatter too.
+type asynqLog struct {
+	log   *slog.Logger
+	quiet func() bool
+}
 
 var _ asynq.Logger = asynqLog{}
 
 func (l asynqLog) write(level slog.Level, args []any) {
 	detail := fmt.Sprint(args...)
-	if level == slog.LevelWarn && strings.HasPrefix(detail, "Retry exhausted") {
+	switch {
+	case l.quiet():
+		level = slog.LevelDebug
+	case level == slog.LevelWarn && strings.HasPrefix(detail, "Retry exhausted"):
 		level = slog.LevelDebug // the job has ended, and its own log line says how
 	}
 	l.log.LogAttrs(context.Background(), level, "asynq", slog.String("detail", detail))

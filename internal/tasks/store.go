@@ -17,8 +17,9 @@ import (
 
 // Store keeps the records of jobs in Redis. It is safe for concurrent use.
 type Store struct {
-	rdb   redis.UniversalClient
-	codec *codec
+	rdb     redis.UniversalClient
+	codec   *codec
+	durable durable // what a new record must be; zero: relaxed
 }
 
 // NewStore returns a store on a client, with the keys by which it seals what jobs say and are told; nil: it does not.
@@ -32,29 +33,32 @@ func NewStore(rdb redis.UniversalClient, keys *seal.Ring) (*Store, error) {
 }
 
 // create writes a new record. If the ID is taken it returns created == false and the hash of the
-// submission that has it.
+// submission that has it. With a *[UnconfirmedError] the record is there all the same.
 func (s *Store) create(ctx context.Context, job *Job, hash string) (created bool, taken string, err error) {
 	spec, err := json.Marshal(job.Spec)
 	if err != nil {
 		return false, "", fmt.Errorf("tasks: job %s: %w", job.ID, err)
 	}
 	args := []any{
-		job.ID, micros(job.CreatedAt), micros(job.ExpiresAt), s.codec.packText(job.ID, fieldHash, hash),
+		job.ID, micros(job.CreatedAt), micros(job.ExpiresAt), s.codec.packText(job.ID, fieldHash, hash), s.durable.touch(),
 		"spec", spec, fieldBody, s.codec.pack(job.ID, fieldBody, job.Request), "queue", job.Queue(),
 		"retention", job.Retention.Microseconds(),
 	}
 	if !job.RunAt.IsZero() {
 		args = append(args, "run_at", micros(job.RunAt))
 	}
-	reply, err := createScript.Run(ctx, s.rdb, recordKeys(job.ID), args...).Slice()
-	if err != nil {
+	reply, err := s.durable.run(ctx, s.rdb, createScript, recordKeys(job.ID), args)
+	if reply == nil {
 		return false, "", fmt.Errorf("tasks: job %s: %w", job.ID, err)
 	}
-	taken, err = s.codec.unpackText(job.ID, fieldHash, text(reply[1]))
-	if err != nil {
-		return false, "", &UnreadableError{ID: job.ID, Field: fieldHash, cause: err}
+	if unconfirmed, ok := errors.AsType[*UnconfirmedError](err); ok {
+		unconfirmed.ID = job.ID
 	}
-	return reply[0] == int64(1), taken, nil
+	taken, unreadable := s.codec.unpackText(job.ID, fieldHash, text(reply[1]))
+	if unreadable != nil {
+		return false, "", &UnreadableError{ID: job.ID, Field: fieldHash, cause: unreadable}
+	}
+	return reply[0] == int64(1), taken, err
 }
 
 // fields are what Get reads; the request's body is left out unless asked for, since a poll has no use
