@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/labstack/echo/v4"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/ferry-queue/ferry/internal/openai"
 	"github.com/ferry-queue/ferry/internal/tasks"
@@ -56,8 +57,12 @@ func cut(s string, n int) string {
 	return strings.ToValidUTF8(s[:n], "") + "…"
 }
 
-// unavailableFor is how long a client should wait when Redis does not answer.
-const unavailableFor = 2 * time.Second
+const (
+	// unavailableFor is how long a client should wait when Redis does not answer.
+	unavailableFor = 2 * time.Second
+	// fullFor is how long it should wait for room: answers are fetched and deleted, jobs end.
+	fullFor = 10 * time.Second
+)
 
 // errorOf turns any error of a handler into a reply.
 func errorOf(err error, id string) *Error {
@@ -67,6 +72,7 @@ func errorOf(err error, id string) *Error {
 		state    *tasks.StateError
 		locked   *tasks.UnreadableError
 		reuse    *tasks.KeyReuseError
+		unsure   *tasks.UnconfirmedError
 		fromEcho *echo.HTTPError
 	)
 	switch {
@@ -96,15 +102,50 @@ func errorOf(err error, id string) *Error {
 		}
 	case errors.Is(err, tasks.ErrCursor):
 		return badField("after", "invalid_cursor", "is not a cursor of this list; give the next of the page before")
+	case errors.As(err, &unsure):
+		return &Error{
+			Status: http.StatusServiceUnavailable, Type: serverError, Code: "durability_unconfirmed",
+			Message: fmt.Sprintf("Job %s is stored and may run, but it is not certain that it would outlive a power failure: %s. "+
+				"Send the request again with the same Idempotency-Key.", unsure.ID, unsure.Reason),
+			RetryAfter: unavailableFor, cause: err,
+		}
+	case isFull(err):
+		return storageFull(err)
 	case errors.As(err, &fromEcho):
 		return errorOfEcho(fromEcho)
 	default:
 		return &Error{
-			Status: http.StatusServiceUnavailable, Type: serverError, Code: "queue_unavailable",
-			Message: "The queue cannot be reached. Nothing was changed that this reply does not know of; try again.", RetryAfter: unavailableFor,
-			cause: err,
+			Status: http.StatusServiceUnavailable, Type: serverError, Code: "redis_unavailable",
+			Message: "Ferry's Redis does not answer. Whether this request took effect is not known: send it again later, " +
+				"a submission with the same Idempotency-Key.",
+			RetryAfter: unavailableFor, cause: err,
 		}
 	}
+}
+
+// storageFull refuses what would need room in Redis.
+func storageFull(cause error) *Error {
+	return &Error{
+		Status: http.StatusInsufficientStorage, Type: serverError, Code: "storage_full",
+		Message: "Ferry's Redis is full, and this request has stored nothing. Try again later; " +
+			"deleting ended jobs makes room, and so does raising maxmemory.",
+		RetryAfter: fullFor, cause: cause,
+	}
+}
+
+// isFull reports whether Redis refused a write for want of memory. Until 6.2 it puts that inside another
+// error when a script is refused.
+func isFull(err error) bool {
+	var reply redis.Error
+	return errors.As(err, &reply) && (redis.IsOOMError(reply) || strings.Contains(reply.Error(), "-OOM command not allowed"))
+}
+
+// causeOf is what went wrong inside, if anything did: the rest is the client's to know.
+func causeOf(err error) error {
+	if err == nil {
+		return nil
+	}
+	return errorOf(err, "").cause
 }
 
 func remedy(e *tasks.StateError) string {
@@ -148,10 +189,6 @@ func (s *Server) writeError(err error, c echo.Context) {
 		return // the reply has begun, or nobody is left to read it
 	}
 	e := errorOf(err, c.Param("id"))
-	if e.cause != nil {
-		s.log.LogAttrs(ctx, slog.LevelError, "request failed", slog.String("request_id", requestID(c)),
-			slog.String("path", c.Path()), slog.Any("error", e.cause))
-	}
 	if e.RetryAfter > 0 {
 		c.Response().Header().Set("Retry-After", strconv.Itoa(int(e.RetryAfter.Seconds())))
 	}

@@ -12,7 +12,7 @@ import (
 )
 
 // pingTimeout is how long Redis may take to answer a probe.
-const pingTimeout = 2 * time.Second
+const pingTimeout = time.Second
 
 type healthObject struct {
 	Status  string            `json:"status"` // "ok" or "unavailable"
@@ -29,11 +29,14 @@ func (s *Server) live(c echo.Context) error {
 
 // ready is GET /readyz and /healthz: the server can accept jobs. Upstreams are none of its business.
 func (s *Server) ready(c echo.Context) error {
-	h := healthObject{Status: "ok", Version: s.cfg.Version, Durable: !s.cfg.Volatile, Checks: map[string]string{"redis": "ok", "server": "ok"}}
+	h := healthObject{Status: "ok", Version: s.cfg.Version, Durable: !s.cfg.Volatile, Checks: map[string]string{"redis": "ok", "memory": "ok", "server": "ok"}}
 	ctx, cancel := context.WithTimeout(c.Request().Context(), pingTimeout)
 	defer cancel()
 	if err := s.queue.Ping(ctx); err != nil {
 		h.Status, h.Checks["redis"] = "unavailable", "does not answer"
+	}
+	if s.cfg.Full() { // what is stored can still be read and canceled, so the server is of use
+		h.Checks["memory"] = "full: new jobs are refused"
 	}
 	if s.stopping.Err() != nil {
 		h.Status, h.Checks["server"] = "unavailable", "draining"

@@ -28,6 +28,9 @@ func (s *Server) submit(c echo.Context) error {
 	if err != nil {
 		return err
 	}
+	if s.cfg.Full() {
+		return storageFull(nil)
+	}
 	ctx, cancel := context.WithTimeout(c.Request().Context(), queueTimeout)
 	defer cancel()
 	job, created, err := s.queue.Submit(ctx, sub)
@@ -141,8 +144,13 @@ func (s *Server) list(c echo.Context) error {
 // cancel is POST /v1/jobs/{id}/cancel.
 func (s *Server) cancel(c echo.Context) error { return s.change(c, s.queue.Cancel) }
 
-// retry is POST /v1/jobs/{id}/retry.
-func (s *Server) retry(c echo.Context) error { return s.change(c, s.queue.Retry) }
+// retry is POST /v1/jobs/{id}/retry. A job that runs needs room, for its answer at last.
+func (s *Server) retry(c echo.Context) error {
+	if s.cfg.Full() {
+		return storageFull(nil)
+	}
+	return s.change(c, s.queue.Retry)
+}
 
 func (s *Server) change(c echo.Context, do func(context.Context, string) (*tasks.Job, error)) error {
 	ctx, cancel := context.WithTimeout(c.Request().Context(), queueTimeout)

@@ -40,7 +40,8 @@ type Config struct {
 	Upstreams    []string                  // names that jobs may give; the first is the default
 	Breakers     map[string]breaker.Config // of each upstream, as the workers have them; default breaker's
 	Version      string
-	Volatile     bool // Redis keeps nothing over a restart, and /healthz says so
+	Volatile     bool        // Redis keeps nothing over a restart, and /healthz says so
+	Full         func() bool // whether Redis has no room for new jobs; default: never
 }
 
 const (
@@ -54,7 +55,7 @@ const (
 	idleTimeout       = 2 * time.Minute
 	maxHeader         = 64 << 10
 	// queueTimeout bounds what a request may wait for Redis.
-	queueTimeout = 5 * time.Second
+	queueTimeout = 2 * time.Second
 )
 
 // WithDefaults fills what is zero.
@@ -70,6 +71,9 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.Dashboard == "" {
 		c.Dashboard = dashboard.ReadOnly
+	}
+	if c.Full == nil {
+		c.Full = func() bool { return false }
 	}
 	c.Jobs = c.Jobs.WithDefaults()
 	return c
@@ -145,6 +149,7 @@ func (s *Server) use() {
 			LogStatus: true, LogLatency: true, LogMethod: true, LogURIPath: true, LogRoutePath: true,
 			LogRemoteIP: true, LogRequestID: true, LogContentLength: true, LogResponseSize: true,
 			HandleError:   true, // so that the status in the log is the one the client gets
+			LogError:      true,
 			LogValuesFunc: s.logRequest,
 		}),
 		middleware.RecoverWithConfig(middleware.RecoverConfig{LogErrorFunc: s.logPanic, DisableStackAll: true}),
@@ -232,15 +237,21 @@ func (s *Server) logRequest(c echo.Context, v middleware.RequestLoggerValues) er
 	s.metrics.observe(v)
 	level := slog.LevelInfo
 	switch {
+	case v.Status == http.StatusInsufficientStorage: // refused, as a client's mistake is; Redis' state is told elsewhere
 	case v.Status >= http.StatusInternalServerError:
 		level = slog.LevelError
 	case isOperational(v.RoutePath):
 		level = slog.LevelDebug // probes and scrapes would drown the rest
 	}
-	s.log.LogAttrs(c.Request().Context(), level, "request", slog.String("request_id", v.RequestID),
-		slog.String("method", v.Method), slog.String("path", v.URIPath), slog.Int("status", v.Status),
-		slog.Int64("duration_ms", v.Latency.Milliseconds()), slog.String("remote", v.RemoteIP),
-		slog.String("bytes_in", v.ContentLength), slog.Int64("bytes_out", v.ResponseSize))
+	attrs := []slog.Attr{
+		slog.String("request_id", v.RequestID), slog.String("method", v.Method), slog.String("path", v.URIPath),
+		slog.Int("status", v.Status), slog.Int64("duration_ms", v.Latency.Milliseconds()), slog.String("remote", v.RemoteIP),
+		slog.String("bytes_in", v.ContentLength), slog.Int64("bytes_out", v.ResponseSize),
+	}
+	if cause := causeOf(v.Error); cause != nil {
+		attrs = append(attrs, slog.Any("error", cause))
+	}
+	s.log.LogAttrs(c.Request().Context(), level, "request", attrs...)
 	return nil
 }
 

@@ -169,8 +169,8 @@ func TestErrorOfIsTotal(t *testing.T) {
 		{echo.ErrMethodNotAllowed, 405, "method_not_allowed"},
 		{echo.ErrUnsupportedMediaType, 415, "http_415"},
 		{&echo.HTTPError{Code: 200}, 500, "http_500"},
-		{errors.New("redis: hunter2"), 503, "queue_unavailable"},
-		{io.EOF, 503, "queue_unavailable"},
+		{errors.New("redis: hunter2"), 503, "redis_unavailable"},
+		{io.EOF, 503, "redis_unavailable"},
 	}
 	for _, tt := range tests {
 		e := errorOf(tt.err, "j")

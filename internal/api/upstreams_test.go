@@ -234,7 +234,7 @@ func TestUpstreamsWithoutRedis(t *testing.T) {
 		method, target, _ := strings.Cut(line, " ")
 		begun := time.Now()
 		w := b.do(method, target, "")
-		envelope(t, w, 503, "queue_unavailable")
+		envelope(t, w, 503, "redis_unavailable")
 		require.Equal(t, "2", w.Header().Get("Retry-After"))
 		require.NotContains(t, w.Body.String(), "127.0.0.1")
 		require.Less(t, time.Since(begun), 8*time.Second)
