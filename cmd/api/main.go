@@ -75,10 +75,18 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 		return err
 	}
 	defer func() { _ = rdb.Close() }() // the process ends
-	if err := redisclient.Report(ctx, rdb, log); err != nil {
+	health, err := redisclient.Watch(cfg.RedisURL.Reveal(), redisclient.HealthConfig{FullAt: cfg.RedisFullAt}, log)
+	if err != nil {
 		return err
 	}
-	srv, err := api.New(apiconfig.Of(cfg), rdb, log)
+	defer health.Close()
+	health.Guard(rdb)
+	if err := redisclient.Report(ctx, rdb, cfg.RedisNeeds(), log); err != nil {
+		return err
+	}
+	apiCfg := apiconfig.Of(cfg)
+	apiCfg.Full = health.Full
+	srv, err := api.New(apiCfg, rdb, log)
 	if err != nil {
 		return err
 	}

@@ -164,8 +164,14 @@ func (c DevCmd) serve(env Env, cfg *config.Config, st *store, upstream string, l
 	}
 	defer func() { _ = acks.Close() }() // the process ends
 	acks.AddHook(redisclient.RerunScripts{})
+	health, err := redisclient.Watch(st.url, redisclient.HealthConfig{FullAt: cfg.RedisFullAt}, log)
+	if err != nil {
+		return err
+	}
+	defer health.Close()
+	health.Guard(rdb)
 	if st.foreign {
-		if err := redisclient.Report(env.Ctx, rdb, log); err != nil {
+		if err := redisclient.Report(env.Ctx, rdb, cfg.RedisNeeds(), log); err != nil {
 			return err
 		}
 	}
@@ -173,12 +179,13 @@ func (c DevCmd) serve(env Env, cfg *config.Config, st *store, upstream string, l
 	if err != nil {
 		return usageError{err}
 	}
+	workerCfg.RedisAway = health.Away
 	w, err := worker.New(workerCfg, rdb, acks, log)
 	if err != nil {
 		return err
 	}
 	apiCfg := apiconfig.Of(cfg)
-	apiCfg.Volatile = !st.durable
+	apiCfg.Volatile, apiCfg.Full = !st.durable, health.Full
 	srv, err := api.New(apiCfg, rdb, log)
 	if err != nil {
 		return usageError{err} // it dials nothing: only settings can be wrong

@@ -89,9 +89,16 @@ func work(ctx context.Context, cfg *config.Config, workerCfg worker.Config, log 
 	}
 	defer func() { _ = acks.Close() }() // the process ends
 	acks.AddHook(redisclient.RerunScripts{})
-	if err := redisclient.Report(ctx, rdb, log); err != nil {
+	health, err := redisclient.Watch(cfg.RedisURL.Reveal(), redisclient.HealthConfig{FullAt: cfg.RedisFullAt}, log)
+	if err != nil {
 		return err
 	}
+	defer health.Close()
+	health.Guard(rdb)
+	if err := redisclient.Report(ctx, rdb, redisclient.Needs{}, log); err != nil {
+		return err
+	}
+	workerCfg.RedisAway = health.Away
 	w, err := worker.New(workerCfg, rdb, acks, log)
 	if err != nil {
 		return err

@@ -88,7 +88,7 @@ func TestATakenAddressIsAFailure(t *testing.T) {
 		getenv(map[string]string{"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}), &stdout, &stderr)
 	require.Equal(t, exitFailure, code)
 	require.Contains(t, stderr.String(), "worker.admin_addr: ")
-	require.Contains(t, stderr.String(), "redis cannot be reached yet", "which is no reason not to start")
+	require.Contains(t, stderr.String(), "redis is away", "which is no reason not to start")
 }
 
 // A process starts, says where it listens, and ends on a signal with exit code 0.

@@ -34,14 +34,17 @@ import (
 
 // Config is everything an operator can set. Durations are written as Go does ("250ms", "24h").
 type Config struct {
-	RedisURL   openai.Secret `yaml:"redis_url" env:"FERRY_REDIS_URL"` // may hold a password; see redisclient.Parse
-	API        API           `yaml:"api"`
-	Worker     Worker        `yaml:"worker"`
-	Jobs       Jobs          `yaml:"jobs"`
-	Encryption Encryption    `yaml:"encryption"`
-	Dashboard  Dashboard     `yaml:"dashboard"`
-	Log        Log           `yaml:"log"`
-	Upstreams  []Upstream    `yaml:"upstreams"` // the first is the default
+	RedisURL openai.Secret `yaml:"redis_url" env:"FERRY_REDIS_URL"` // may hold a password; see redisclient.Parse
+	// RedisFullAt is the share of Redis' maxmemory from which new jobs are refused; default 0.8.
+	RedisFullAt float64 `yaml:"redis_full_at" env:"FERRY_REDIS_FULL_AT"`
+
+	API        API        `yaml:"api"`
+	Worker     Worker     `yaml:"worker"`
+	Jobs       Jobs       `yaml:"jobs"`
+	Encryption Encryption `yaml:"encryption"`
+	Dashboard  Dashboard  `yaml:"dashboard"`
+	Log        Log        `yaml:"log"`
+	Upstreams  []Upstream `yaml:"upstreams"` // the first is the default
 
 	redisSet bool       // by the operator, if only to the default
 	ring     *seal.Ring // of Encryption's keys
@@ -64,11 +67,13 @@ type Worker struct {
 
 // Jobs is how jobs are kept and how patiently they are served.
 type Jobs struct {
-	MaxAttempts  int           `yaml:"max_attempts" env:"FERRY_MAX_ATTEMPTS"`   // default 25
-	ExpiresIn    time.Duration `yaml:"expires_in" env:"FERRY_EXPIRES_IN"`       // default 24h
-	Retention    time.Duration `yaml:"retention" env:"FERRY_RETENTION"`         // default 24h
-	MaxRetention time.Duration `yaml:"max_retention" env:"FERRY_MAX_RETENTION"` // default 720h
-	Backoff      httpx.Backoff `yaml:"backoff"`                                 // between the runs of a job; default 2s to 5m
+	MaxAttempts  int              `yaml:"max_attempts" env:"FERRY_MAX_ATTEMPTS"`               // default 25
+	ExpiresIn    time.Duration    `yaml:"expires_in" env:"FERRY_EXPIRES_IN"`                   // default 24h
+	Retention    time.Duration    `yaml:"retention" env:"FERRY_RETENTION"`                     // default 24h
+	MaxRetention time.Duration    `yaml:"max_retention" env:"FERRY_MAX_RETENTION"`             // default 720h
+	Durability   tasks.Durability `yaml:"durability" env:"FERRY_DURABILITY"`                   // relaxed (default) or strict
+	Replicas     int              `yaml:"durability_replicas" env:"FERRY_DURABILITY_REPLICAS"` // with strict: replicas that must have a job on disk; default 0
+	Backoff      httpx.Backoff    `yaml:"backoff"`                                             // between the runs of a job; default 2s to 5m
 }
 
 // Dashboard is how asynqmon is shown.
@@ -174,6 +179,7 @@ func (c *Config) complete(src Source) {
 	}
 	c.redisSet = c.RedisURL != ""
 	c.RedisURL = cmp.Or(c.RedisURL, base.RedisURL)
+	c.RedisFullAt = cmp.Or(c.RedisFullAt, redisclient.DefaultFullAt)
 	c.API.Addr = cmp.Or(c.API.Addr, base.API.Addr)
 	c.Worker.AdminAddr = cmp.Or(c.Worker.AdminAddr, base.Worker.AdminAddr)
 	c.Dashboard.Mode = cmp.Or(c.Dashboard.Mode, base.Dashboard.Mode)
@@ -318,6 +324,9 @@ func (c *Config) Validate() error {
 	if _, err := redisclient.Parse(c.RedisURL.Reveal()); err != nil {
 		errs = append(errs, errors.New("redis_url: "+strings.TrimPrefix(err.Error(), "redis url: ")))
 	}
+	if c.RedisFullAt <= 0 || c.RedisFullAt > 1 {
+		errs = append(errs, fmt.Errorf("redis_full_at: %g is not above 0 and at most 1", c.RedisFullAt))
+	}
 	under("jobs.", c.TasksConfig().WithDefaults().Validate())
 	if !slices.Contains([]string{"off", "readonly", "full"}, c.Dashboard.Mode) {
 		errs = append(errs, fmt.Errorf("dashboard.mode: %q is not one of off, readonly, full", c.Dashboard.Mode))
@@ -369,7 +378,13 @@ func (c *Config) TasksConfig() tasks.Config {
 	return tasks.Config{
 		MaxAttempts: c.Jobs.MaxAttempts, ExpiresIn: c.Jobs.ExpiresIn,
 		Retention: c.Jobs.Retention, MaxRetention: c.Jobs.MaxRetention, Keys: c.ring,
+		Durability: c.Jobs.Durability, Replicas: c.Jobs.Replicas,
 	}
+}
+
+// RedisNeeds is what has been promised to clients that Redis must keep.
+func (c *Config) RedisNeeds() redisclient.Needs {
+	return redisclient.Needs{Strict: c.Jobs.Durability == tasks.Strict, Replicas: c.Jobs.Replicas}
 }
 
 // OpenAI is the part of an upstream that package openai has.

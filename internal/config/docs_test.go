@@ -17,6 +17,8 @@ import (
 	"github.com/ferry-queue/ferry/internal/api"
 	"github.com/ferry-queue/ferry/internal/config"
 	"github.com/ferry-queue/ferry/internal/openai"
+	"github.com/ferry-queue/ferry/internal/redisclient"
+	"github.com/ferry-queue/ferry/internal/tasks"
 )
 
 const (
@@ -192,7 +194,10 @@ func TestTheOtherVariablesAreDocumented(t *testing.T) {
 
 // A variable does what its key does in a file.
 func TestEveryVariableSetsItsKey(t *testing.T) {
-	special := map[string]string{"redis_url": "redis://other:1", "dashboard.mode": "off", "log.format": "json", "log.level": "warn"}
+	special := map[string]string{
+		"redis_url": "redis://other:1", "redis_full_at": "0.5", "jobs.durability": "strict", "jobs.durability_replicas": "0",
+		"dashboard.mode": "off", "log.format": "json", "log.level": "warn",
+	}
 	for key, variable := range settings(reflect.TypeFor[config.Config](), "") {
 		if variable == "" {
 			continue
@@ -201,9 +206,10 @@ func TestEveryVariableSetsItsKey(t *testing.T) {
 		switch typ := typeOf(t, key); {
 		case typ == reflect.TypeFor[time.Duration]():
 			value = "25h"
+		case value != "":
 		case typ.Kind() != reflect.String:
 			value = "77"
-		case value == "":
+		default:
 			value = "127.0.0.1:77"
 		}
 		line := key + ": " + value
@@ -215,10 +221,23 @@ func TestEveryVariableSetsItsKey(t *testing.T) {
 		fromEnv, err := load(t, "", vars{variable: value})
 		require.NoError(t, err, variable)
 		require.Equal(t, fromFile, fromEnv, variable)
+		if key == "jobs.durability_replicas" {
+			continue // goes with another key, see TestReplicasGoWithStrict
+		}
 		unset, err := load(t, "", nil)
 		require.NoError(t, err)
 		require.NotEqual(t, unset, fromEnv, variable)
 	}
+}
+
+func TestReplicasGoWithStrict(t *testing.T) {
+	_, err := load(t, "jobs: {durability_replicas: 1}", nil)
+	require.ErrorContains(t, err, "jobs.durability_replicas: 1 is not 0 or more, and 0 unless durability is strict")
+	cfg, err := load(t, "jobs: {durability: strict}", vars{"FERRY_DURABILITY_REPLICAS": "2"})
+	require.NoError(t, err)
+	require.Equal(t, redisclient.Needs{Strict: true, Replicas: 2}, cfg.RedisNeeds())
+	require.Equal(t, tasks.Strict, cfg.TasksConfig().Durability)
+	require.Equal(t, 2, cfg.TasksConfig().Replicas)
 }
 
 // typeOf is the type of the field with a key.

@@ -8,6 +8,8 @@ import (
 
 	"github.com/lmittmann/tint"
 	"github.com/mattn/go-isatty"
+
+	"github.com/ferry-queue/ferry/internal/redisclient"
 )
 
 func (l Log) level() (slog.Level, error) {
@@ -18,14 +20,14 @@ func (l Log) level() (slog.Level, error) {
 	return level, nil
 }
 
-// Logger returns the logger an operator asked for. l has been validated.
+// Logger returns the logger an operator asked for, which says once that Redis is away. l has been validated.
 func (l Log) Logger(w io.Writer) *slog.Logger {
 	level, _ := l.level() // valid: see Validate
 	terminal := isTerminal(w)
 	if l.Format == "json" || l.Format == "auto" && !terminal {
-		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+		return slog.New(redisclient.Quiet(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level})))
 	}
-	return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: "15:04:05.000", NoColor: !terminal}))
+	return slog.New(redisclient.Quiet(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: "15:04:05.000", NoColor: !terminal})))
 }
 
 func isTerminal(w io.Writer) bool {

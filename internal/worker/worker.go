@@ -32,6 +32,7 @@ type Config struct {
 	Poll      time.Duration // how often an idle worker looks for a job; default 20ms
 	Drain     time.Duration // how long calls may go on after a stop; default 30s
 	Version   string
+	RedisAway func() bool // whether Redis is known to be away: asynq's complaints about it are then left out; nil: never
 }
 
 // Upstream is one upstream and when not to call it. The breaker's Name is set.
@@ -140,7 +141,7 @@ func (w *Worker) unit(u Upstream) (*unit, error) {
 		Hooks: w.metrics.hooks(), Calls: w.calls, Fleet: w.fleet, Log: w.log,
 	})
 	server := tasks.NewServer(w.acks, tasks.ServerConfig{
-		Upstream: u.Name, Concurrency: u.Concurrency, Poll: w.cfg.Poll, Drain: w.cfg.Drain,
+		Upstream: u.Name, Concurrency: u.Concurrency, Poll: w.cfg.Poll, Drain: w.cfg.Drain, Quiet: w.cfg.RedisAway,
 	}, handler, w.calls, w.log)
 	return &unit{upstream: up, breaker: br, server: server}, nil
 }
