@@ -1,6 +1,7 @@
 package openai
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -169,7 +170,7 @@ func (u *Upstream) Do(ctx context.Context, call Call) (*httpx.Response, error) {
 	if u.apiKey != "" {
 		header.Set("Authorization", "Bearer "+u.apiKey.Reveal())
 	}
-	return u.client.Do(ctx, httpx.Request{
+	resp, err := u.client.Do(ctx, httpx.Request{
 		Method:         http.MethodPost,
 		URL:            u.baseURL + call.Kind.Path(),
 		Header:         header,
@@ -178,6 +179,21 @@ func (u *Upstream) Do(ctx context.Context, call Call) (*httpx.Response, error) {
 		Policy:         &policy,
 		MaxAttempts:    call.MaxAttempts,
 	})
+	if e, ok := errors.AsType[*httpx.Error](err); ok {
+		u.redact(e)
+	}
+	return resp, err
+}
+
+// shortestKey is the length in bytes from which a key is one: a placeholder such as "none" or "x" may stand in any text.
+const shortestKey = 8
+
+// redact takes the upstream's key out of what the upstream has said. [Redact] knows the common forms of keys, and this
+// one need not have any.
+func (u *Upstream) redact(e *httpx.Error) {
+	if len(u.apiKey) >= shortestKey {
+		e.Body = bytes.ReplaceAll(e.Body, []byte(u.apiKey), []byte(redacted))
+	}
 }
 
 // Stats are the connection pool's.

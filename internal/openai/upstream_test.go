@@ -2,6 +2,9 @@ package openai_test
 
 import (
 	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -201,4 +204,22 @@ func TestDoFailsWithAnHTTPXError(t *testing.T) {
 	_, err := u.Do(t.Context(), openai.Call{Kind: openai.Embeddings, Body: []byte(`{"model":"m","input":"x"}`)})
 	_, ok := errors.AsType[*httpx.Error](err)
 	require.True(t, ok, "%T", err)
+}
+
+// A key of one's own gateway may look like anything, and what an upstream says ends up in a job's error.
+func TestTheKeyIsTakenOutOfWhatTheUpstreamSays(t *testing.T) {
+	for key, shown := range map[string]string{"opaque.7-hunter2": `{"error":"no access for Bearer [redacted]"}`, "none": `{"error":"no access for Bearer none"}`} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusForbidden)
+			fmt.Fprintf(w, `{"error":"no access for %s"}`, r.Header.Get("Authorization"))
+		}))
+		t.Cleanup(server.Close)
+		u, err := openai.New(openai.Config{Name: "a", BaseURL: server.URL, APIKey: openai.Secret(key)}, nil, noHooks())
+		require.NoError(t, err)
+		t.Cleanup(u.Close)
+		_, err = u.Do(t.Context(), openai.Call{Kind: openai.Chat, Body: []byte(oddBody)})
+		failed, ok := errors.AsType[*httpx.Error](err)
+		require.True(t, ok)
+		require.Equal(t, shown, string(failed.Body))
+	}
 }
