@@ -88,6 +88,9 @@ func Parse(rawURL string) (*redis.UniversalOptions, error) {
 		IsClusterMode: cluster || len(others) > 0 && !sentinel,
 	}
 	if err := applyQuery(opts, query, sentinel); err != nil {
+		if _, tail, _ := strings.Cut(first, "?"); strings.Contains(tail, "@") {
+			return nil, errNotURL // the question mark may belong to a password
+		}
 		return nil, err
 	}
 	if slices.Contains(opts.Addrs, "") {
@@ -143,9 +146,6 @@ func applyQuery(opts *redis.UniversalOptions, query url.Values, sentinel bool) e
 			}
 			opts.PoolSize = n
 		default:
-			if strings.Contains(key, "@") {
-				return errNotURL
-			}
 			return fmt.Errorf("redis url: unknown parameter %q; want master, sentinel_username, sentinel_password or pool_size", key)
 		}
 	}
