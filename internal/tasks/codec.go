@@ -24,7 +24,7 @@ const (
 	fieldBody   = "body"
 	fieldResult = "result"
 	fieldError  = "error"
-	fieldHash   = "hash" // who knows the prompt's hash can try whether he has guessed the prompt
+	fieldHash   = "hash" // of the submission: with it a guess of the prompt can be checked
 )
 
 // packFrom is the size in bytes from which compression pays: below, the frame eats what it saves.
@@ -33,8 +33,8 @@ const packFrom = 512
 // maxUnpacked bounds what a packed body may become, in bytes.
 const maxUnpacked = 256 << 20
 
-// codec turns texts into what is stored and back. A text is bound to its job and field, so that whoever writes to
-// Redis cannot show one job's answer to the client of another. It is safe for concurrent use.
+// codec turns texts into what is stored and back. A sealed text is bound to its job and field, so that whoever can write
+// to Redis cannot have one job's answer shown to the client of another. It is safe for concurrent use.
 type codec struct {
 	enc  *zstd.Encoder
 	dec  *zstd.Decoder
