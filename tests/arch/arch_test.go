@@ -32,11 +32,12 @@ func layers() []layer {
 		{"internal/redisclient", nil, "how to reach Redis is asked by every binary and depends on none"},
 		{"internal/redisserver", nil, "a child process, of use to any test"},
 		{"internal/seal", nil, "what is sealed, and where it is kept, is no business of the cipher"},
+		{"internal/spool", nil, "what lies on the disk is bytes; what they mean is their owner's"},
 		{"internal/upstreamtest", nil, "an upstream that shared code with its caller would share its mistakes"},
 		{"internal/redisserver/redistest", []string{"internal/redisserver"}, "keeps package testing out of ferry dev"},
 
 		{"internal/openai", []string{"internal/httpx"}, "what an upstream says is classified in the words of the call"},
-		{"internal/tasks", []string{"internal/httpx", "internal/openai", "internal/seal"}, "one place knows both a class and what the queue does about it"},
+		{"internal/tasks", []string{"internal/httpx", "internal/openai", "internal/seal", "internal/spool"}, "one place knows both a class and what the queue does about it, and where an answer waits for Redis"},
 		{"internal/dashboard", []string{"internal/tasks"}, "shows queues; it knows nothing of who may look"},
 		{
 			"internal/api",
@@ -45,7 +46,7 @@ func layers() []layer {
 		},
 		{
 			"internal/worker",
-			[]string{"internal/breaker", "internal/httpx", "internal/openai", "internal/tasks"},
+			[]string{"internal/breaker", "internal/httpx", "internal/openai", "internal/spool", "internal/tasks"},
 			"joins the parts that call an upstream",
 		},
 		{
@@ -156,6 +157,7 @@ func TestLeavesImportFewLibraries(t *testing.T) {
 		{"client", nil, "whoever imports the client gets no other module"},
 		{"internal/httpx", []string{"github.com/eapache/go-resiliency"}, "it could be published as it is"},
 		{"internal/breaker", []string{"github.com/eapache/go-resiliency", "github.com/redis/go-redis"}, "it could be published as it is"},
+		{"internal/spool", nil, "a disk needs no library"},
 		{"internal/redisserver", nil, "it talks to Redis before there is a client"},
 		{"internal/seal", nil, "cryptography comes from the standard library"},
 		{"internal/upstreamtest", nil, "like net/http/httptest"},
