@@ -188,11 +188,21 @@ func (s *Spool) write(e Entry, payload []byte) (err error) {
 
 // Entries are what the spool keeps, the oldest first.
 func (s *Spool) Entries() []Entry {
+	return s.list(func(Entry) bool { return true })
+}
+
+// Under are the entries that were put under a key, the oldest first.
+func (s *Spool) Under(key string) []Entry {
+	return s.list(func(e Entry) bool { return e.Key == key })
+}
+
+func (s *Spool) list(want func(Entry) bool) (all []Entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	all := make([]Entry, 0, len(s.entries))
 	for _, e := range s.entries {
-		all = append(all, e)
+		if want(e) {
+			all = append(all, e)
+		}
 	}
 	slices.SortFunc(all, func(a, b Entry) int {
 		return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.Name, b.Name))

@@ -14,6 +14,7 @@ type decision struct {
 	delay   time.Duration // before the next run; Snoozed, Retrying and Queued only
 	reason  string        // why the job waits or ended
 	failure *Failure      // Failed and Expired only
+	crashed bool          // the run did not come to its end
 }
 
 // patience is what decide needs to know besides the outcome.
@@ -23,13 +24,8 @@ type patience struct {
 	rnd     func() float64 // in [0, 1)
 }
 
-const (
-	// firstSnooze is how long a refused job waits when the refusal gave no time.
-	firstSnooze = 2 * time.Second
-	// poisonLimit is how many runs in a row may begin and never end before the job itself is taken for
-	// the cause.
-	poisonLimit = 5
-)
+// firstSnooze is how long a refused job waits when the refusal gave no time.
+const firstSnooze = 2 * time.Second
 
 // decide maps the outcome of a run's call to the job's next state. It is the only place that knows both
 // what a class of failure means and what the queue can do. sent is how many attempts of this call
@@ -62,6 +58,21 @@ func decide(job *Job, callErr *httpx.Error, sent int, p patience) decision {
 	}
 }
 
+// decideCrash is decide for a run that panicked. It counts like one whose worker was lost: after limit of
+// them in a row the job itself is taken for the cause.
+func decideCrash(job *Job, limit int, p patience) decision {
+	crashes := job.lost + 1
+	if crashes >= limit {
+		return decision{state: Failed, reason: "job_crashes_worker", failure: crashFailure(crashes), crashed: true}
+	}
+	d := inTime(job, p.now, decision{state: Retrying, delay: p.backoff.Wait(crashes, p.rnd), reason: panicReason})
+	d.crashed = true
+	return d
+}
+
+// panicReason is why a job waits whose run panicked, and what its ledger says.
+const panicReason = "run_panicked"
+
 // snoozeFor spreads the return of many refused jobs over as long again as they were asked to wait.
 func snoozeFor(hint time.Duration, rnd func() float64) time.Duration {
 	if hint <= 0 {
@@ -86,9 +97,10 @@ func expiredFailure(reason string) *Failure {
 	return &Failure{Message: msg, Type: "job_error", Code: "job_expired"}
 }
 
-func poisonFailure() *Failure {
+// crashFailure names no cause: a panic's text may quote the request, and it is in the worker's log.
+func crashFailure(crashes int) *Failure {
 	return &Failure{
-		Message: fmt.Sprintf("%d workers in a row began this job and did not live to end it.", poisonLimit),
+		Message: fmt.Sprintf("%d runs of this job in a row ended with a panic or with the loss of their worker; the workers' logs have the cause.", crashes),
 		Type:    "job_error", Code: "job_crashes_worker",
 	}
 }

@@ -106,6 +106,30 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+func TestDecideCrash(t *testing.T) {
+	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	backoff := httpx.Backoff{Base: 2 * time.Second, Max: time.Minute, Multiplier: 2, Jitter: httpx.JitterNone}
+	tests := []struct {
+		name    string
+		before  int // crashes in a row
+		limit   int
+		expires time.Duration
+		want    decision
+	}{
+		{"the first panic is retried", 0, 5, time.Hour, decision{state: Retrying, delay: 2 * time.Second, reason: panicReason, crashed: true}},
+		{"the wait grows with the crashes in a row", 3, 5, time.Hour, decision{state: Retrying, delay: 16 * time.Second, reason: panicReason, crashed: true}},
+		{"the last one ends the job", 4, 5, time.Hour, decision{state: Failed, reason: "job_crashes_worker", failure: crashFailure(5), crashed: true}},
+		{"a limit of one retries nothing", 0, 1, time.Hour, decision{state: Failed, reason: "job_crashes_worker", failure: crashFailure(1), crashed: true}},
+		{"a retry that would come too late expires the job", 0, 5, time.Second, decision{state: Expired, reason: panicReason, failure: expiredFailure(panicReason), crashed: true}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			job := &Job{lost: tt.before, ExpiresAt: now.Add(tt.expires)}
+			require.Equal(t, tt.want, decideCrash(job, tt.limit, patience{backoff: backoff, now: now, rnd: func() float64 { return 0 }}))
+		})
+	}
+}
+
 // Every class must have been thought of: a new one that nobody maps would end jobs.
 func TestDecideIsTotal(t *testing.T) {
 	for class := httpx.Unclassified; class <= httpx.Canceled; class++ {

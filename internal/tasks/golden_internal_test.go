@@ -230,7 +230,7 @@ func TestAJobOfANewerVersionIsShownAndLeftAlone(t *testing.T) {
 	spec := fmt.Sprintf(`{"v":%d,"kind":"vision","upstream":"up","priority":"default","max_attempts":{"sent":25},"retention":3600000000000}`, specVersion+1)
 	require.NoError(t, b.rdb.HSet(t.Context(), jobKey(id), "spec", spec, fieldBody, "\x09new form").Err())
 	up := &upstream{answers: []answer{says(`{}`)}}
-	for range poisonLimit + 1 {
+	for range defaultMaxCrashes + 1 {
 		var back *comeBack
 		require.ErrorAs(t, runOnce(t, b.handler(up, NewCalls()), id), &back)
 		require.Equal(t, newerDelay, back.delay)

@@ -34,13 +34,28 @@ type Hooks struct {
 	End     func(job *Job, s State, code string) // a job ended; code is the failure's, "" without one
 }
 
-// Handler runs the jobs of one upstream: it claims the job, looks whether it still has to be made, makes
-// the call on a context of its own, writes the answer to the record, and only then lets asynq forget the
-// task.
+// ended tells the hook and the log.
+func (hk Hooks) ended(ctx context.Context, log *slog.Logger, job *Job, d decision) {
+	code := ""
+	if d.failure != nil {
+		code = d.failure.Code
+	}
+	if hk.End != nil {
+		hk.End(job, d.state, code)
+	}
+	log.LogAttrs(ctx, slog.LevelInfo, "job ended", slog.String("job_id", job.ID), slog.String("kind", string(job.Kind)),
+		slog.String("upstream", job.Upstream), slog.String("state", string(d.state)), slog.String("code", code),
+		slog.Int("runs", job.Runs), slog.Int("snoozes", job.Snoozes), slog.Int64("age_ms", time.Since(job.CreatedAt).Milliseconds()))
+}
+
+// Handler runs the jobs of one upstream: it claims the job, looks whether its call still has to be made,
+// makes it on a context of its own, writes the answer to the record, or to the outbox while Redis is away,
+// and only then lets asynq forget the task.
 type Handler struct {
 	queue    *Queue
 	upstream Upstream
-	gate     Gate // nil: none
+	gate     Gate    // nil: none
+	outbox   *Outbox // nil: none
 	backoff  httpx.Backoff
 	hooks    Hooks
 	log      *slog.Logger
@@ -57,7 +72,8 @@ var _ asynq.Handler = (*Handler)(nil)
 type HandlerConfig struct {
 	Queue       *Queue
 	Upstream    Upstream
-	Gate        Gate // nil: none
+	Gate        Gate    // nil: none
+	Outbox      *Outbox // nil: an answer that Redis does not take waits in memory alone
 	Concurrency int
 	Backoff     httpx.Backoff // between the runs of a job
 	Hooks       Hooks
@@ -69,8 +85,8 @@ type HandlerConfig struct {
 // NewHandler returns a handler.
 func NewHandler(cfg HandlerConfig) *Handler {
 	h := &Handler{
-		queue: cfg.Queue, upstream: cfg.Upstream, gate: cfg.Gate, backoff: cfg.Backoff, hooks: cfg.Hooks, log: cfg.Log,
-		slots: make(chan struct{}, cfg.Concurrency), calls: cfg.Calls, fleet: cfg.Fleet,
+		queue: cfg.Queue, upstream: cfg.Upstream, gate: cfg.Gate, outbox: cfg.Outbox, backoff: cfg.Backoff,
+		hooks: cfg.Hooks, log: cfg.Log, slots: make(chan struct{}, cfg.Concurrency), calls: cfg.Calls, fleet: cfg.Fleet,
 	}
 	h.closing, h.shut = context.WithCancel(context.Background())
 	return h
@@ -128,13 +144,22 @@ func (h *Handler) ProcessTask(ctx context.Context, t *asynq.Task) (err error) {
 		if p := recover(); p != nil {
 			h.log.LogAttrs(ctx, slog.LevelError, "run panicked", slog.String("job_id", job.ID),
 				slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
-			err = h.finish(job, decision{
-				state: Failed, reason: "internal_error",
-				failure: &Failure{Message: "Ferry failed on this job; the worker's log has the cause.", Type: "job_error", Code: "internal_error"},
-			}, nil, nil, 0)
+			err = h.crashed(job)
 		}
 	}()
 	return h.run(ctx, job)
+}
+
+// crashed ends a run that panicked. What it did before is not known, so the ledger says what it says of
+// a worker that was lost.
+func (h *Handler) crashed(job *Job) error {
+	trace := Attempt{N: job.Attempts, Run: job.Runs, Class: httpx.Transient, Reason: panicReason, Unknown: true}
+	d := decideCrash(job, h.queue.cfg.MaxCrashes, h.patience())
+	return h.finish(job, d, []Attempt{trace}, 0)
+}
+
+func (h *Handler) patience() patience {
+	return patience{backoff: h.backoff, now: time.Now(), rnd: rand.Float64}
 }
 
 // claim takes the job for this run. A nil job means that there is nothing to run: the error is what asynq
@@ -219,20 +244,27 @@ func (h *Handler) close() {
 }
 
 func (h *Handler) run(ctx context.Context, job *Job) error {
+	if h.outbox != nil {
+		if l := h.outbox.find(ctx, job.ID); l != nil {
+			l.Run = job.Runs // this run has the job now, and brings what an earlier one has bought
+			return h.answered(ctx, job, l)
+		}
+	}
+	limit := h.queue.cfg.MaxCrashes
 	switch {
 	case job.Version > specVersion:
-		return h.finish(job, decision{state: Queued, delay: newerDelay, reason: "needs_newer_worker"}, nil, nil, 0)
+		return h.finish(job, decision{state: Queued, delay: newerDelay, reason: "needs_newer_worker"}, nil, 0)
 	case job.unreadable != nil:
 		h.log.LogAttrs(ctx, slog.LevelError, "job cannot be read by this worker", slog.String("job_id", job.ID), slog.Any("error", job.unreadable))
-		return h.finish(job, decision{state: Queued, delay: newerDelay, reason: job.unreadable.Reason()}, nil, nil, 0)
-	case job.lost >= poisonLimit:
-		return h.finish(job, decision{state: Failed, reason: "job_crashes_worker", failure: poisonFailure()}, nil, nil, 0)
+		return h.finish(job, decision{state: Queued, delay: newerDelay, reason: job.unreadable.Reason()}, nil, 0)
+	case job.lost >= limit:
+		return h.finish(job, decision{state: Failed, reason: "job_crashes_worker", failure: crashFailure(job.lost)}, nil, 0)
 	case !time.Now().Before(job.ExpiresAt):
-		return h.finish(job, decision{state: Expired, failure: expiredFailure("")}, nil, nil, 0)
+		return h.finish(job, decision{state: Expired, failure: expiredFailure("")}, nil, 0)
 	case job.Attempts >= job.MaxAttempts:
 		return h.finish(job, decision{state: Failed, reason: "attempts_spent", failure: &Failure{
 			Message: fmt.Sprintf("Gave up after %d attempts.", job.Attempts), Type: "job_error", Code: "attempts_spent",
-		}}, nil, nil, 0)
+		}}, nil, 0)
 	}
 	// The call does not end with asynq's lease: an answer that has been paid for is kept although Redis
 	// was away for longer than that. The record's epoch keeps a second run's answer from being mixed up.
@@ -241,8 +273,14 @@ func (h *Handler) run(ctx context.Context, job *Job) error {
 	resp, made, callErr := h.call(callCtx, job)
 	entries, sent := attemptsOf(made, job)
 	h.report(ctx, job, entries)
-	d := decide(job, callErr, sent, patience{backoff: h.backoff, now: time.Now(), rnd: rand.Float64})
-	return h.finish(job, d, resp, entries, sent)
+	if d := decide(job, callErr, sent, h.patience()); d.state != Succeeded {
+		return h.finish(job, d, entries, sent)
+	}
+	return h.answered(ctx, job, &letter{
+		Version: letterVersion, Job: job.ID, Kind: job.Kind, Upstream: job.Upstream, CreatedAt: job.CreatedAt,
+		Retention: job.Retention, Snoozes: job.Snoozes, Run: job.Runs, Sent: sent, Ledger: entries,
+		result: h.queue.codec.pack(job.ID, fieldResult, resp.Body),
+	})
 }
 
 const (
@@ -317,15 +355,48 @@ const (
 	persistStep  = 10 * time.Second       // one try to write to Redis
 	persistWait  = 100 * time.Millisecond // before the second try; doubles
 	persistMax   = 2 * time.Second
-	persistLimit = 5 * time.Minute // then the run is given up, and with it an answer
+	persistLimit = 5 * time.Minute // then the run is given up
+	// persistDrain is how long an outcome that nobody has paid for is kept by a worker that goes away.
+	persistDrain = 3 * time.Second
+	// outboxAfter is how long Redis may take before an answer goes to disk.
+	outboxAfter = time.Second
 )
 
-// finish writes a decision to the record, however long Redis takes, and returns what asynq should hear.
-func (h *Handler) finish(job *Job, d decision, resp *httpx.Response, entries []Attempt, sent int) error {
-	m := h.moveFor(job, d, resp, entries, sent)
-	ctx, cancel := context.WithTimeout(context.Background(), persistLimit)
+// answered stores an answer, if not in Redis then on disk, if not there then in Redis when it is back: an
+// answer has been paid for. The last holds its place in the process, so that the places bound the memory
+// that answers take.
+func (h *Handler) answered(ctx context.Context, job *Job, l *letter) error {
+	lasting := context.WithoutCancel(ctx)
+	err := h.persist(lasting, outboxAfter, job.ID, l.move(time.Now()))
+	if h.outbox != nil && (!final(err) || taken(err)) {
+		kept := h.outbox.put(ctx, l)
+		if kept == nil {
+			h.log.LogAttrs(ctx, slog.LevelWarn, "answer goes to disk", slog.String("job_id", job.ID), slog.Any("error", err))
+			return &comeBack{delay: heldDelay, state: Running, reason: "answer_on_disk"}
+		}
+		h.log.LogAttrs(ctx, slog.LevelError, "answer cannot go to disk and waits in memory", slog.String("job_id", job.ID), slog.Any("error", kept))
+	}
+	if !final(err) {
+		err = h.persist(lasting, persistLimit, job.ID, l.move(time.Now()))
+	}
+	if h.outbox != nil && final(err) && !taken(err) {
+		h.outbox.forget(ctx, job.ID)
+	}
+	return h.concluded(ctx, job, decision{state: Succeeded}, err)
+}
+
+// finish writes any other decision to the record, while Redis is away again and again, and returns what
+// asynq should hear. A worker that goes away does not wait for long: the job runs again.
+func (h *Handler) finish(job *Job, d decision, entries []Attempt, sent int) error {
+	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	err := h.persist(ctx, job.ID, m)
+	defer context.AfterFunc(h.closing, func() { time.AfterFunc(persistDrain, cancel) })()
+	err := h.persist(ctx, persistLimit, job.ID, h.moveFor(job, d, entries, sent))
+	return h.concluded(ctx, job, d, err)
+}
+
+// concluded returns what asynq should hear after a move was tried.
+func (h *Handler) concluded(ctx context.Context, job *Job, d decision, err error) error {
 	var lost *StateError
 	switch {
 	case err == nil:
@@ -340,21 +411,21 @@ func (h *Handler) finish(job *Job, d decision, resp *httpx.Response, entries []A
 	return &comeBack{delay: time.Second, state: Queued, reason: "redis_unavailable"}
 }
 
-func (h *Handler) moveFor(job *Job, d decision, resp *httpx.Response, entries []Attempt, sent int) move {
+// moveFor is the move of a run that has no answer.
+func (h *Handler) moveFor(job *Job, d decision, entries []Attempt, sent int) move {
+	m := move{want: "end", from: []State{Running}, to: d.state, run: job.Runs, attempts: sent, ledger: entries}
 	now := time.Now()
-	m := move{
-		want: "end", from: []State{Running}, to: d.state, run: job.Runs,
-		attempts: sent, ledger: entries, set: []any{"lost", 0},
-	}
 	if d.state.Terminal() {
-		m.due = now.Add(job.Retention)
-		m.set = append(m.set, "ended", micros(now))
+		m.end(now, job.Retention)
 	} else {
 		m.set = append(m.set, "run_at", micros(now.Add(d.delay)), "why", d.reason)
 	}
+	if d.crashed {
+		m.set = append(m.set, "lost", job.lost+1, "crashes", job.Crashes+1)
+	} else {
+		m.set = append(m.set, "lost", 0)
+	}
 	switch d.state {
-	case Succeeded:
-		m.set = append(m.set, fieldResult, h.queue.codec.pack(job.ID, fieldResult, resp.Body))
 	case Failed, Expired:
 		m.set = append(m.set, fieldError, h.queue.codec.packFailure(job.ID, d.failure))
 	case Retrying:
@@ -366,17 +437,15 @@ func (h *Handler) moveFor(job *Job, d decision, resp *httpx.Response, entries []
 	return m
 }
 
-// persist applies a move, again and again while Redis cannot be reached.
-func (h *Handler) persist(ctx context.Context, id string, m move) error {
+// persist applies a move, again and again while Redis does not take it, for so long or until ctx ends.
+func (h *Handler) persist(ctx context.Context, limit time.Duration, id string, m move) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	for wait := persistWait; ; wait = min(2*wait, persistMax) {
 		step, cancel := context.WithTimeout(ctx, persistStep)
 		_, err := h.queue.apply(step, id, m)
 		cancel()
-		var refused *StateError
-		if err == nil || errors.As(err, &refused) || errors.Is(err, ErrNotFound) {
-			return err
-		}
-		if sleep(ctx, wait) != nil {
+		if final(err) || sleep(ctx, wait) != nil {
 			return err
 		}
 	}
@@ -392,16 +461,7 @@ func (h *Handler) settled(ctx context.Context, job *Job, d decision) error {
 			slog.String("reason", d.reason), slog.Int64("delay_ms", d.delay.Milliseconds()))
 		return &comeBack{delay: d.delay, state: d.state, reason: d.reason}
 	}
-	code := ""
-	if d.failure != nil {
-		code = d.failure.Code
-	}
-	if h.hooks.End != nil {
-		h.hooks.End(job, d.state, code)
-	}
-	h.log.LogAttrs(ctx, slog.LevelInfo, "job ended", slog.String("job_id", job.ID), slog.String("kind", string(job.Kind)),
-		slog.String("upstream", job.Upstream), slog.String("state", string(d.state)), slog.String("code", code),
-		slog.Int("runs", job.Runs), slog.Int("snoozes", job.Snoozes), slog.Int64("age_ms", time.Since(job.CreatedAt).Milliseconds()))
+	h.hooks.ended(ctx, h.log, job, d)
 	if d.state == Succeeded {
 		return nil
 	}

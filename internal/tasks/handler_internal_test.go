@@ -195,7 +195,7 @@ func TestHandlerEndsPoison(t *testing.T) {
 	b := newBundle(t)
 	up := &upstream{answers: []answer{says(`{}`)}}
 	id := b.submit(t).ID
-	for range poisonLimit {
+	for range defaultMaxCrashes {
 		_, err := b.seize(t.Context(), id)
 		require.NoError(t, err)
 	}
@@ -204,15 +204,47 @@ func TestHandlerEndsPoison(t *testing.T) {
 	require.Zero(t, up.count())
 }
 
+// boom panics instead of making a call.
+func boom(context.Context, openai.Call) (*httpx.Response, error) { panic("boom: the prompt") }
+
 func TestHandlerSurvivesAPanic(t *testing.T) {
 	b := newBundle(t)
-	h := b.handler(&upstream{answers: []answer{func(context.Context, openai.Call) (*httpx.Response, error) { panic("boom") }}}, NewCalls())
+	h := b.handler(&upstream{answers: []answer{boom, says(`{}`)}}, NewCalls())
 	id := b.submit(t).ID
+	var back *comeBack
+	require.ErrorAs(t, runOnce(t, h, id), &back)
+	job := b.must(t, id)
+	require.Equal(t, []any{Retrying, panicReason, 1, 1}, []any{job.State, job.WaitingOn, job.Crashes, job.Runs})
+	require.Equal(t, Attempt{Run: 1, Class: httpx.Transient, Reason: panicReason, Unknown: true}, job.Ledger[0])
+	require.Empty(t, h.slots, "its place is free")
+
+	require.NoError(t, runOnce(t, h, id))
+	job = b.must(t, id)
+	require.Equal(t, []any{Succeeded, 1, 1}, []any{job.State, job.Crashes, job.Attempts})
+}
+
+// Panics and lost workers are counted together, and a run that comes to its end begins the count anew.
+func TestJobThatCrashesItsRunsFails(t *testing.T) {
+	b := newBundle(t)
+	h := b.handler(&upstream{answers: []answer{fails(httpx.Transient, "http_500", true), boom}}, NewCalls())
+	id := b.submit(t).ID
+	lost := func() {
+		_, err := b.seize(t.Context(), id)
+		require.NoError(t, err)
+	}
+	lost()
+	var back *comeBack
+	require.ErrorAs(t, runOnce(t, h, id), &back, "it ends: the count is 0 again")
+	lost()
+	for range defaultMaxCrashes - 2 {
+		require.ErrorAs(t, runOnce(t, h, id), &back)
+	}
 	require.ErrorIs(t, runOnce(t, h, id), asynq.SkipRetry)
 	job := b.must(t, id)
 	require.Equal(t, Failed, job.State)
-	require.Equal(t, "internal_error", job.Failure.Code)
-	require.NotContains(t, job.Failure.Message, "boom")
+	require.Equal(t, "job_crashes_worker", job.Failure.Code)
+	require.Contains(t, job.Failure.Message, "5 runs of this job in a row")
+	require.NotContains(t, b.rdb.HGetAll(t.Context(), jobKey(id)).String(), "boom", "what a panic says stays in the log")
 }
 
 func TestHandlerLeavesNewerJobsToNewerWorkers(t *testing.T) {

@@ -24,6 +24,7 @@ type Config struct {
 	Keys         *seal.Ring    // by which prompts, answers and errors are sealed; nil: they are not
 	Durability   Durability    // when a job counts as accepted; default Relaxed
 	Replicas     int           // with Strict: replicas that must have the job on disk too; default 0
+	MaxCrashes   int           // runs in a row that may panic or lose their worker before the job fails; default 5
 }
 
 const (
@@ -31,9 +32,12 @@ const (
 	defaultExpiresIn    = 24 * time.Hour
 	defaultRetention    = 24 * time.Hour
 	defaultMaxRetention = 30 * 24 * time.Hour
+	defaultMaxCrashes   = 5
 
 	// AttemptsLimit is the most attempts a job may ask for.
 	AttemptsLimit = 1000
+	// maxCrashesLimit is the most crashes a configuration may allow: each may cost a worker.
+	maxCrashesLimit = 1000
 )
 
 // WithDefaults fills what is zero.
@@ -52,6 +56,9 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.Durability == "" {
 		c.Durability = Relaxed
+	}
+	if c.MaxCrashes == 0 {
+		c.MaxCrashes = defaultMaxCrashes
 	}
 	return c
 }
@@ -76,6 +83,9 @@ func (c Config) Validate() error {
 	}
 	if c.Replicas < 0 || c.Replicas > 0 && c.Durability != Strict {
 		errs = append(errs, fmt.Errorf("durability_replicas: %d is not 0 or more, and 0 unless durability is %s", c.Replicas, Strict))
+	}
+	if c.MaxCrashes < 1 || c.MaxCrashes > maxCrashesLimit {
+		errs = append(errs, fmt.Errorf("max_crashes: %d is not in 1 to %d", c.MaxCrashes, maxCrashesLimit))
 	}
 	return errors.Join(errs...)
 }

@@ -5,6 +5,10 @@ import "github.com/redis/go-redis/v9"
 // Every script changes one job or one part ({n} in its keys), so that it is atomic on a single server,
 // under Sentinel and on Cluster alike. Keys that a script builds from a prefix have that prefix's hash
 // tag. Times are µs since 1970 by the caller's clock.
+//
+// A Redis that is full refuses a script at its first write, if that may take memory; after another write it
+// lets the script go on. So what creates jobs begins with a write that is refused, and what takes them
+// further with one that never is (ZREM, HDEL): a full Redis takes no new jobs, and ends those it has.
 
 // createScript writes the record of a new job.
 //
@@ -38,9 +42,9 @@ return {1, ""}
 //	        {state} ended; {"none"} no record
 //	        {"running", run, by} another run has it
 //
-// The run number is the fencing epoch: a run that is not the latest can no longer change the job. A lost
-// run is noted in the ledger and counted. A claim whose reply was lost and that is made again changes
-// nothing more.
+// The run number is the fencing epoch: while a run has the job, no earlier one can change it. A lost run
+// is noted in the ledger and counted. A claim whose reply was lost and that is made again changes nothing
+// more.
 var claimScript = redis.NewScript(`
 local had = redis.call("HMGET", KEYS[1], "state", "runs", "by", "created")
 local state = had[1]
@@ -76,8 +80,10 @@ return {"", redis.call("HGETALL", KEYS[1])}
 //	     [8] attempts to add  [9] retries to add  [10] snoozes to add  [11] fields to delete, ",a,b,"
 //	     [12...] field, value, ...
 //	result  {1, state before, queue} done
-//	        {0, state, run} refused, because of the state or because the run is not the latest;
+//	        {0, state, run} refused, because of the state or because another run has the job;
 //	        {0, "", ""} no record
+//
+// A run may be late: if its state is allowed, a job that waits is changed by it, for nobody has the job.
 //
 // A cancel of a running job is announced to the workers: the record says so first, so that a message
 // that gets lost costs a call but no consistency.
@@ -85,9 +91,11 @@ var moveScript = redis.NewScript(`
 local had = redis.call("HMGET", KEYS[1], "state", "runs", "created", "queue")
 local state = had[1]
 if not state then return {0, "", ""} end
-if (ARGV[3] ~= "" and ARGV[3] ~= had[2]) or not string.find(ARGV[4], "," .. state .. ",", 1, true) then
+local overtaken = ARGV[3] ~= "" and state == "running" and ARGV[3] ~= had[2]
+if overtaken or not string.find(ARGV[4], "," .. state .. ",", 1, true) then
   return {0, state, had[2] or "0"}
 end
+redis.call("ZREM", KEYS[3] .. state, ARGV[1])
 for field in string.gmatch(ARGV[11], "[^,]+") do redis.call("HDEL", KEYS[1], field) end
 redis.call("HSET", KEYS[1], "state", ARGV[5], "updated", ARGV[2], unpack(ARGV, 12))
 if ARGV[7] ~= "" then
@@ -100,10 +108,7 @@ if ARGV[6] ~= "" then
   redis.call("HSET", KEYS[1], "due", ARGV[6])
   redis.call("ZADD", KEYS[2], ARGV[6], ARGV[1])
 end
-if state ~= ARGV[5] then
-  redis.call("ZREM", KEYS[3] .. state, ARGV[1])
-  redis.call("ZADD", KEYS[3] .. ARGV[5], had[3], ARGV[1])
-end
+redis.call("ZADD", KEYS[3] .. ARGV[5], had[3], ARGV[1])
 if ARGV[3] == "" and state == "running" then redis.call("PUBLISH", "ferry:cancel", ARGV[1]) end
 redis.call("PUBLISH", "ferry:state:" .. ARGV[1], ARGV[5])
 return {1, state, had[4] or ""}

@@ -170,7 +170,7 @@ func TestAWorkerWithoutTheKeyPutsTheJobBack(t *testing.T) {
 			id := with.submit(t).ID
 			before := b.rdb.HMGet(t.Context(), jobKey(id), fieldBody, "spec", "ledger").Val()
 			tt.change(id)
-			for range poisonLimit + 2 {
+			for range defaultMaxCrashes + 2 {
 				var back *comeBack
 				require.ErrorAs(t, runOnce(t, without.handler(up, NewCalls()), id), &back)
 				require.Equal(t, newerDelay, back.delay)

@@ -230,13 +230,19 @@ type move struct {
 	want string  // the verb, for errors
 	from []State // where it is allowed
 	to   State
-	run  int       // the run that asks; 0: a request from outside
+	run  int       // the run that asks, which must have the job if one has; 0: a request from outside
 	due  time.Time // zero: unchanged
 
 	attempts, retries, snoozes int
 	ledger                     []Attempt
 	set                        []any    // field, value, ...
 	del                        []string // fields
+}
+
+// end makes it the end of a job, whose record stays for a while.
+func (m *move) end(now time.Time, retention time.Duration) {
+	m.due = now.Add(retention)
+	m.set = append(m.set, "ended", micros(now))
 }
 
 var open = []State{Queued, Running, Snoozed, Retrying}

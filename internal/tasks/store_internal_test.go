@@ -112,9 +112,11 @@ type model struct {
 	state                   State
 	runs, attempts, crashes int
 	retries, snoozes        int
+	result                  string
 }
 
-// The scripts against the model, over random lives of a job.
+// The scripts against the model, over random lives of a job: workers are lost, and answers of earlier runs
+// arrive late. A job has at most one result, has one exactly if it succeeded, and keeps it.
 func TestLifeOfAJobProperty(t *testing.T) {
 	b := newBundle(t)
 	ctx := context.Background()
@@ -141,7 +143,22 @@ func TestLifeOfAJobProperty(t *testing.T) {
 				m.snoozes += add.snoozes
 			}
 		}
-		aRun := func(t *rapid.T) int { return max(1, m.runs-rapid.IntRange(0, 1).Draw(t, "behind")) }
+		aRun := func(t *rapid.T) int { return max(1, m.runs-rapid.IntRange(0, 3).Draw(t, "behind")) }
+		deliver := func(t *rapid.T, run int) {
+			body := fmt.Sprintf("answer %d of run %d", rapid.Int().Draw(t, "answer"), run)
+			l := letter{Job: job.ID, Run: run, Sent: 1, Retention: time.Hour, result: b.codec.pack(job.ID, fieldResult, []byte(body))}
+			_, err := b.apply(ctx, job.ID, l.move(time.Now()))
+			nobodyHasIt := slices.Contains([]State{Queued, Snoozed, Retrying}, m.state)
+			mine := m.state == Running && run == m.runs
+			again := m.state == Succeeded && run == m.runs // taken for a repeat, which changes nothing
+			if (nobodyHasIt || mine || again) != (err == nil) {
+				t.Fatalf("answer of run %d of %d to a job that is %s: %v", run, m.runs, m.state, err)
+			}
+			if nobodyHasIt || mine {
+				m.state, m.result = Succeeded, body
+				m.attempts++
+			}
+		}
 		t.Repeat(map[string]func(*rapid.T){
 			"claim": func(t *rapid.T) {
 				got, err := b.seize(ctx, job.ID)
@@ -160,8 +177,12 @@ func TestLifeOfAJobProperty(t *testing.T) {
 					t.Fatalf("run %d, want %d", got.Runs, m.runs)
 				}
 			},
-			"succeed": func(t *rapid.T) { end(t, aRun(t), Succeeded, move{attempts: 1}) },
-			"fail":    func(t *rapid.T) { end(t, aRun(t), Failed, move{attempts: 2}) },
+			"answer": func(t *rapid.T) {
+				if m.runs > 0 {
+					deliver(t, aRun(t))
+				}
+			},
+			"fail": func(t *rapid.T) { end(t, aRun(t), Failed, move{attempts: 2}) },
 			"retry later": func(t *rapid.T) {
 				if m.state == Running || m.runs == 0 { // a repeat of the same move is success, and not in the model's interest here
 					end(t, aRun(t), Retrying, move{attempts: 3, retries: 1})
@@ -195,9 +216,12 @@ func TestLifeOfAJobProperty(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				is := model{state: got.State, runs: got.Runs, attempts: got.Attempts, crashes: got.Crashes, retries: got.Retries, snoozes: got.Snoozes}
+				is := model{state: got.State, runs: got.Runs, attempts: got.Attempts, crashes: got.Crashes, retries: got.Retries, snoozes: got.Snoozes, result: string(got.Result)}
 				if is != m {
 					t.Fatalf("record %+v, want %+v", is, m)
+				}
+				if (got.State == Succeeded) != (got.Result != nil) {
+					t.Fatalf("%s with result %q", got.State, got.Result)
 				}
 				if got.State.Terminal() == got.DeletesAt.IsZero() {
 					t.Fatalf("%s deletes at %v", got.State, got.DeletesAt)
