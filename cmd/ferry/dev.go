@@ -32,7 +32,7 @@ type DevCmd struct {
 	SimAddr   string `default:"127.0.0.1:0" help:"Address of the simulated upstream." placeholder:"HOST:PORT"`
 	RedisAddr string `default:"127.0.0.1:0" help:"Address of the private Redis." placeholder:"HOST:PORT"`
 	RedisURL  string `help:"Use this Redis instead of a private one." placeholder:"URL"`
-	Dir       string `default:".ferry" help:"Where the private Redis keeps its data." type:"path" placeholder:"DIR"`
+	Dir       string `default:".ferry" help:"Where the private Redis keeps its data, and the worker its answers while Redis is away." type:"path" placeholder:"DIR"`
 	Memory    bool   `help:"Keep nothing: an in-process Redis even where redis-server is installed."`
 	Chaos     string `help:"Faults of the simulated upstream, for example 503=0.3,timeout=0.1,latency=200ms." placeholder:"FAULTS"`
 	Seed      uint64 `help:"Chooses which simulated requests fail."`
@@ -75,6 +75,7 @@ func (c DevCmd) load(env Env) (*config.Config, error) {
 			// It is one's own machine: nobody else may come in, and oneself may do everything.
 			cfg.API.Addr, cfg.Worker.AdminAddr = "127.0.0.1:8080", "127.0.0.1:8081"
 			cfg.Dashboard.Mode = string(dashboard.Full)
+			cfg.Worker.SpoolDir = filepath.Join(c.Dir, "dev-spool") // not that of a worker with another Redis
 		},
 		Over: func(cfg *config.Config) {
 			cfg.API.Addr = cmp.Or(c.Addr, cfg.API.Addr)

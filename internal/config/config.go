@@ -47,6 +47,7 @@ type Config struct {
 	Upstreams  []Upstream `yaml:"upstreams"` // the first is the default
 
 	redisSet bool       // by the operator, if only to the default
+	spoolSet bool       // likewise
 	ring     *seal.Ring // of Encryption's keys
 }
 
@@ -63,6 +64,8 @@ type Worker struct {
 	Concurrency int           `yaml:"concurrency" env:"FERRY_CONCURRENCY"` // calls in flight per upstream that sets none; default 64
 	Poll        time.Duration `yaml:"poll" env:"FERRY_POLL"`               // default 20ms
 	Drain       time.Duration `yaml:"drain" env:"FERRY_DRAIN"`             // default 30s
+	SpoolDir    string        `yaml:"spool_dir" env:"FERRY_SPOOL_DIR"`     // where answers wait while Redis is away; default .ferry/spool
+	SpoolLimit  int64         `yaml:"spool_limit" env:"FERRY_SPOOL_LIMIT"` // bytes per process; default 1 GiB
 }
 
 // Jobs is how jobs are kept and how patiently they are served.
@@ -73,6 +76,7 @@ type Jobs struct {
 	MaxRetention time.Duration    `yaml:"max_retention" env:"FERRY_MAX_RETENTION"`             // default 720h
 	Durability   tasks.Durability `yaml:"durability" env:"FERRY_DURABILITY"`                   // relaxed (default) or strict
 	Replicas     int              `yaml:"durability_replicas" env:"FERRY_DURABILITY_REPLICAS"` // with strict: replicas that must have a job on disk; default 0
+	MaxCrashes   int              `yaml:"max_crashes" env:"FERRY_MAX_CRASHES"`                 // runs in a row that may crash; default 5
 	Backoff      httpx.Backoff    `yaml:"backoff"`                                             // between the runs of a job; default 2s to 5m
 }
 
@@ -126,6 +130,7 @@ const (
 	defaultRedisURL  = "redis://127.0.0.1:6379/0"
 	defaultAddr      = ":8080"
 	defaultAdminAddr = ":8081"
+	defaultSpoolDir  = ".ferry/spool"
 	// defaultFile is read if it is there and no other is named.
 	defaultFile = "ferry.yaml"
 )
@@ -170,7 +175,7 @@ func (c *Config) complete(src Source) {
 	base := Config{
 		RedisURL:  defaultRedisURL,
 		API:       API{Addr: defaultAddr},
-		Worker:    Worker{AdminAddr: defaultAdminAddr},
+		Worker:    Worker{AdminAddr: defaultAdminAddr, SpoolDir: defaultSpoolDir},
 		Dashboard: Dashboard{Mode: "readonly"},
 		Log:       Log{Format: "auto", Level: "info"},
 	}
@@ -182,6 +187,8 @@ func (c *Config) complete(src Source) {
 	c.RedisFullAt = cmp.Or(c.RedisFullAt, redisclient.DefaultFullAt)
 	c.API.Addr = cmp.Or(c.API.Addr, base.API.Addr)
 	c.Worker.AdminAddr = cmp.Or(c.Worker.AdminAddr, base.Worker.AdminAddr)
+	c.spoolSet = c.Worker.SpoolDir != ""
+	c.Worker.SpoolDir = cmp.Or(c.Worker.SpoolDir, base.Worker.SpoolDir)
 	c.Dashboard.Mode = cmp.Or(c.Dashboard.Mode, base.Dashboard.Mode)
 	c.Log.Format = cmp.Or(c.Log.Format, base.Log.Format)
 	c.Log.Level = cmp.Or(c.Log.Level, base.Log.Level)
@@ -346,6 +353,9 @@ func (c *Config) Validate() error {
 	if c.Worker.Drain < 0 {
 		errs = append(errs, fmt.Errorf("worker.drain: %s is negative", c.Worker.Drain))
 	}
+	if c.Worker.SpoolLimit < 0 {
+		errs = append(errs, fmt.Errorf("worker.spool_limit: %d is negative", c.Worker.SpoolLimit))
+	}
 	seen := make(map[string]bool)
 	for i, u := range c.Upstreams {
 		prefix := fmt.Sprintf("upstreams[%d].", i)
@@ -373,12 +383,16 @@ func (c *Config) SetRedisURL(url string) {
 // RedisURLSet reports whether the operator named a Redis: ferry dev brings its own otherwise.
 func (c *Config) RedisURLSet() bool { return c.redisSet }
 
+// SpoolDirSet reports whether the operator named a directory for answers: one that cannot be used is then
+// an error, and the default is not.
+func (c *Config) SpoolDirSet() bool { return c.spoolSet }
+
 // TasksConfig is the part package tasks has.
 func (c *Config) TasksConfig() tasks.Config {
 	return tasks.Config{
 		MaxAttempts: c.Jobs.MaxAttempts, ExpiresIn: c.Jobs.ExpiresIn,
 		Retention: c.Jobs.Retention, MaxRetention: c.Jobs.MaxRetention, Keys: c.ring,
-		Durability: c.Jobs.Durability, Replicas: c.Jobs.Replicas,
+		Durability: c.Jobs.Durability, Replicas: c.Jobs.Replicas, MaxCrashes: c.Jobs.MaxCrashes,
 	}
 }
 

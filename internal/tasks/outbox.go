@@ -67,6 +67,9 @@ func (o *Outbox) Stats() OutboxStats {
 	}
 }
 
+// Close gives what is left to the next process that looks. The outbox must not run any more.
+func (o *Outbox) Close() error { return o.spool.Close() }
+
 const (
 	// adoptEvery is how often dead processes are looked for. It is less than the time after which their
 	// jobs run again.

@@ -65,6 +65,27 @@ func newMetrics(calls *tasks.Calls) *metrics {
 	return m
 }
 
+// spool registers the figures of an outbox, which are read at each scrape.
+func (m *metrics) spool(stats func() tasks.OutboxStats) {
+	m.registry.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "ferry_spool_entries", Help: "Answers on disk that wait for Redis.",
+		}, func() float64 { return float64(stats().Entries) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "ferry_spool_bytes", Help: "Bytes of the answers on disk.",
+		}, func() float64 { return float64(stats().Bytes) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "ferry_spool_delivered_total", Help: "Answers from disk that ended their jobs.",
+		}, func() float64 { return float64(stats().Delivered) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "ferry_spool_refused_total", Help: "Answers from disk whose jobs had ended otherwise, or were gone.",
+		}, func() float64 { return float64(stats().Refused) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "ferry_spool_failures_total", Help: "Answers that the disk did not take: full, over the limit, or broken.",
+		}, func() float64 { return float64(stats().Failed) }),
+	)
+}
+
 func (m *metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
 }

@@ -17,6 +17,9 @@ import (
 // filled are metrics to which everything has happened once.
 func filled() *metrics {
 	m := newMetrics(tasks.NewCalls())
+	m.spool(func() tasks.OutboxStats {
+		return tasks.OutboxStats{Entries: 1, Bytes: 2, Delivered: 3, Refused: 4, Failed: 5}
+	})
 	job := &tasks.Job{ID: "job_1", Spec: tasks.Spec{Kind: openai.Chat, Upstream: "main"}}
 	hooks := m.hooks()
 	hooks.Attempt(job, tasks.Attempt{Class: httpx.Throttled, DurationMS: 250})
@@ -41,7 +44,7 @@ func TestMetricsPassTheLinter(t *testing.T) {
 			ours = append(ours, f)
 		}
 	}
-	require.Len(t, ours, 7)
+	require.Len(t, ours, 12)
 	problems, err := promlint.NewWithMetricFamilies(ours).Lint()
 	require.NoError(t, err)
 	require.Empty(t, problems)
@@ -55,6 +58,11 @@ func TestHooksCount(t *testing.T) {
 		`ferry_waits_total{reason="breaker_open",state="snoozed",upstream="main"} 1`,
 		`ferry_jobs_ended_total{kind="chat",state="failed",upstream="main"} 1`,
 		`ferry_calls_in_flight 0`,
+		`ferry_spool_entries 1`,
+		`ferry_spool_bytes 2`,
+		`ferry_spool_delivered_total 3`,
+		`ferry_spool_refused_total 4`,
+		`ferry_spool_failures_total 5`,
 	} {
 		require.Contains(t, text, "\n"+line+"\n")
 	}

@@ -6,6 +6,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ import (
 	"github.com/ferry-queue/ferry/internal/breaker"
 	"github.com/ferry-queue/ferry/internal/httpx"
 	"github.com/ferry-queue/ferry/internal/openai"
+	"github.com/ferry-queue/ferry/internal/spool"
 	"github.com/ferry-queue/ferry/internal/tasks"
 )
 
@@ -31,9 +33,19 @@ type Config struct {
 	Backoff   httpx.Backoff // between the runs of a job; default 2s to 5m
 	Poll      time.Duration // how often an idle worker looks for a job; default 20ms
 	Drain     time.Duration // how long calls may go on after a stop; default 30s
+	Spool     Spool
 	Version   string
 	RedisAway func() bool // whether Redis is known to be away: asynq's complaints about it are then left out; nil: never
 }
+
+// Spool is where answers wait on disk while Redis does not take them.
+type Spool struct {
+	Dir      string // "": nowhere; they wait in memory alone
+	Limit    int64  // bytes this process may keep there; default 1 GiB
+	Optional bool   // a worker whose Dir cannot be used goes on without it
+}
+
+const defaultSpoolLimit = 1 << 30
 
 // Upstream is one upstream and when not to call it. The breaker's Name is set.
 type Upstream struct {
@@ -69,6 +81,7 @@ type Worker struct {
 	queue   *tasks.Queue
 	calls   *tasks.Calls
 	fleet   *tasks.Fleet
+	outbox  *tasks.Outbox // nil: none
 	care    *tasks.Caretaker
 	metrics *metrics
 	ready   chan struct{} // closed once jobs are taken
@@ -83,8 +96,8 @@ type unit struct {
 }
 
 // New returns a worker on two Redis clients: the second is for asynq's acknowledgements, see
-// [tasks.NewServer]. It does not dial.
-func New(cfg Config, rdb, acks redis.UniversalClient, log *slog.Logger) (*Worker, error) {
+// [tasks.NewServer]. It does not dial, and opens the spool.
+func New(cfg Config, rdb, acks redis.UniversalClient, log *slog.Logger) (_ *Worker, err error) {
 	if len(cfg.Upstreams) == 0 {
 		return nil, errors.New("worker: no upstream is configured")
 	}
@@ -101,6 +114,14 @@ func New(cfg Config, rdb, acks redis.UniversalClient, log *slog.Logger) (*Worker
 		cfg: cfg, rdb: rdb, acks: acks, log: log, queue: queue, calls: calls, fleet: tasks.NewFleet(rdb), metrics: newMetrics(calls),
 		ready: make(chan struct{}), gone: make(chan struct{}),
 	}
+	if w.outbox, err = w.openOutbox(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil && w.outbox != nil {
+			err = errors.Join(err, w.outbox.Close())
+		}
+	}()
 	var names []string
 	for _, u := range cfg.Upstreams {
 		unit, err := w.unit(u)
@@ -112,6 +133,25 @@ func New(cfg Config, rdb, acks redis.UniversalClient, log *slog.Logger) (*Worker
 	}
 	w.care = tasks.NewCaretaker(queue, names, w.held, log)
 	return w, nil
+}
+
+// openOutbox returns nil without an error where there is to be none.
+func (w *Worker) openOutbox() (*tasks.Outbox, error) {
+	cfg := w.cfg.Spool
+	if cfg.Dir == "" {
+		return nil, nil
+	}
+	s, err := spool.Open(cfg.Dir, cmp.Or(cfg.Limit, defaultSpoolLimit), w.log)
+	if err != nil && cfg.Optional {
+		w.log.Warn("answers wait in memory alone while Redis is away: set worker.spool_dir to a directory that can be written", slog.Any("error", err))
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("worker: %w", err)
+	}
+	outbox := tasks.NewOutbox(tasks.OutboxConfig{Queue: w.queue, Spool: s, Fleet: w.fleet, Hooks: w.metrics.hooks(), Log: w.log})
+	w.metrics.spool(outbox.Stats)
+	return outbox, nil
 }
 
 func (w *Worker) unit(u Upstream) (*unit, error) {
@@ -137,7 +177,7 @@ func (w *Worker) unit(u Upstream) (*unit, error) {
 	}
 	w.metrics.pools.stats[u.Name] = up.Stats
 	handler := tasks.NewHandler(tasks.HandlerConfig{
-		Queue: w.queue, Upstream: up, Gate: g, Concurrency: u.Concurrency, Backoff: w.cfg.Backoff,
+		Queue: w.queue, Upstream: up, Gate: g, Outbox: w.outbox, Concurrency: u.Concurrency, Backoff: w.cfg.Backoff,
 		Hooks: w.metrics.hooks(), Calls: w.calls, Fleet: w.fleet, Log: w.log,
 	})
 	server := tasks.NewServer(w.acks, tasks.ServerConfig{
@@ -169,6 +209,10 @@ func (w *Worker) Run(ctx context.Context, ln net.Listener) error {
 		defer cancel() // a worker that cannot be watched should not work on unseen
 		return w.serve(base, ln)
 	})
+	if w.outbox != nil {
+		w.deliver(ctx) // before jobs are taken: one of them may be answered here
+		support.Go(func() error { return w.outbox.Run(base) })
+	}
 	support.Go(func() error { return w.care.Run(base) })
 	support.Go(func() error { return w.fleet.Run(base) })
 	support.Go(func() error { return w.calls.Listen(base, w.rdb) })
@@ -183,7 +227,25 @@ func (w *Worker) Run(ctx context.Context, ln net.Listener) error {
 	for _, u := range w.units {
 		u.upstream.Close()
 	}
-	return errors.Join(err, support.Wait())
+	err = errors.Join(err, support.Wait())
+	if w.outbox != nil {
+		w.deliver(context.WithoutCancel(ctx))
+		err = errors.Join(err, w.outbox.Close())
+	}
+	return err
+}
+
+// deliverFor bounds a try to deliver answers at the start and at the end: what is left is safe on disk.
+const deliverFor = 5 * time.Second
+
+// deliver tries once. Its error is no other than that of the next try.
+func (w *Worker) deliver(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, deliverFor)
+	defer cancel()
+	err := w.outbox.Deliver(ctx)
+	if left := w.outbox.Stats().Entries; left > 0 {
+		w.log.LogAttrs(ctx, slog.LevelWarn, "answers wait on disk", slog.Int("count", left), slog.Any("error", err))
+	}
 }
 
 func (w *Worker) serve(ctx context.Context, ln net.Listener) error {

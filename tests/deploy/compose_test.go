@@ -230,6 +230,16 @@ func TestWorkersDrainBeforeTheyAreKilled(t *testing.T) {
 	require.Greater(t, grace, drain)
 }
 
+// Only a volume can be written, and what a worker writes there must outlive it.
+func TestWorkersKeepAnswersOnAVolume(t *testing.T) {
+	worker := readCompose(t).Services["worker"]
+	require.True(t, worker.ReadOnly)
+	require.Len(t, worker.Volumes, 1)
+	source, inside, _ := strings.Cut(worker.Volumes[0], ":")
+	require.Contains(t, readCompose(t).Volumes, source)
+	require.True(t, strings.HasPrefix(worker.Environment["FERRY_SPOOL_DIR"], inside+"/"))
+}
+
 func TestAsynqmonIsReadOnly(t *testing.T) {
 	require.Contains(t, readCompose(t).Services["asynqmon"].Command, "--read-only")
 }

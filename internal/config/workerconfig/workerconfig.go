@@ -19,7 +19,10 @@ func Of(c *config.Config) (worker.Config, error) {
 	if c.Jobs.Backoff != (httpx.Backoff{}) {
 		backoff = c.Jobs.Backoff.WithDefaults()
 	}
-	cfg := worker.Config{Jobs: c.TasksConfig(), Backoff: backoff, Poll: c.Worker.Poll, Drain: c.Worker.Drain, Version: config.Version()}
+	cfg := worker.Config{
+		Jobs: c.TasksConfig(), Backoff: backoff, Poll: c.Worker.Poll, Drain: c.Worker.Drain, Version: config.Version(),
+		Spool: worker.Spool{Dir: c.Worker.SpoolDir, Limit: c.Worker.SpoolLimit, Optional: !c.SpoolDirSet()},
+	}
 	var errs []error
 	if err := (httpx.Policy{Backoff: backoff}).WithDefaults().Validate(); err != nil { // its only other fields are defaults
 		for line := range strings.SplitSeq(err.Error(), "\n") {

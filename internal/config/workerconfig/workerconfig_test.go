@@ -29,8 +29,8 @@ func of(t *testing.T, text string) (worker.Config, error) {
 
 func TestOfHandsEverySettingOn(t *testing.T) {
 	cfg, err := of(t, `
-worker: {poll: 1s, drain: 9s, concurrency: 3}
-jobs: {max_attempts: 7, retention: 1h, expires_in: 2h, max_retention: 3h, backoff: {base: 4s, jitter: none}}
+worker: {poll: 1s, drain: 9s, concurrency: 3, spool_dir: /answers, spool_limit: 17}
+jobs: {max_attempts: 7, retention: 1h, expires_in: 2h, max_retention: 3h, max_crashes: 2, backoff: {base: 4s, jitter: none}}
 upstreams:
 - name: a
   base_url: http://a/v1
@@ -39,7 +39,8 @@ upstreams:
 - {name: b, base_url: http://b/v1}
 `)
 	require.NoError(t, err)
-	require.Equal(t, tasks.Config{MaxAttempts: 7, Retention: time.Hour, ExpiresIn: 2 * time.Hour, MaxRetention: 3 * time.Hour}, cfg.Jobs)
+	require.Equal(t, tasks.Config{MaxAttempts: 7, Retention: time.Hour, ExpiresIn: 2 * time.Hour, MaxRetention: 3 * time.Hour, MaxCrashes: 2}, cfg.Jobs)
+	require.Equal(t, worker.Spool{Dir: "/answers", Limit: 17}, cfg.Spool)
 	require.Equal(t, []time.Duration{time.Second, 9 * time.Second}, []time.Duration{cfg.Poll, cfg.Drain})
 	require.Equal(t, httpx.Backoff{Base: 4 * time.Second, Max: 30 * time.Second, Multiplier: 2, Jitter: httpx.JitterNone}, cfg.Backoff)
 	require.Len(t, cfg.Upstreams, 2)
@@ -85,6 +86,8 @@ func TestTheExampleShowsTheDefaults(t *testing.T) {
 
 	require.Equal(t, silent.Jobs.WithDefaults(), shown.Jobs.WithDefaults())
 	require.Equal(t, silent.Backoff, shown.Backoff)
+	require.Equal(t, worker.Spool{Dir: ".ferry/spool", Optional: true}, silent.Spool)
+	require.Equal(t, worker.Spool{Dir: ".ferry/spool", Limit: 1 << 30}, shown.Spool)
 	want, got := silent.Upstreams[0], shown.Upstreams[0]
 	require.Equal(t, want.Breaker.WithDefaults(), got.Breaker.WithDefaults())
 	want.Config, got.Config = want.WithDefaults(), got.WithDefaults()
