@@ -164,7 +164,7 @@ func (c DevCmd) serve(env Env, cfg *config.Config, st *store, upstream string, l
 		return err
 	}
 	defer func() { _ = acks.Close() }() // the process ends
-	acks.AddHook(redisclient.RerunScripts{})
+	acks.AddHook(redisclient.RerunScripts{Draining: env.Ctx.Done()})
 	health, err := redisclient.Watch(st.url, redisclient.HealthConfig{FullAt: cfg.RedisFullAt}, log)
 	if err != nil {
 		return err

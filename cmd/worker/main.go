@@ -88,7 +88,7 @@ func work(ctx context.Context, cfg *config.Config, workerCfg worker.Config, log 
 		return err
 	}
 	defer func() { _ = acks.Close() }() // the process ends
-	acks.AddHook(redisclient.RerunScripts{})
+	acks.AddHook(redisclient.RerunScripts{Draining: ctx.Done()})
 	health, err := redisclient.Watch(cfg.RedisURL.Reveal(), redisclient.HealthConfig{FullAt: cfg.RedisFullAt}, log)
 	if err != nil {
 		return err

@@ -20,13 +20,19 @@ import (
 //
 // A script that had been carried out before the connection broke answers "NOT FOUND" the second time:
 // that is success.
-type RerunScripts struct{}
+type RerunScripts struct {
+	// Draining is closed when the process begins to end; nil: never. A script that still fails some seconds
+	// later is given up: what it would have told asynq is in the job's record, and whoever gets the task
+	// again finds it there.
+	Draining <-chan struct{}
+}
 
 var _ redis.Hook = RerunScripts{}
 
 const (
 	rerunFirstWait = 50 * time.Millisecond
 	rerunMaxWait   = time.Second
+	rerunDrain     = 3 * time.Second
 )
 
 // DialHook passes through.
@@ -38,15 +44,20 @@ func (RerunScripts) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Pr
 }
 
 // ProcessHook runs a script with a deadline again after a network error.
-func (RerunScripts) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+func (r RerunScripts) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
 		err := next(ctx, cmd)
 		if _, bounded := ctx.Deadline(); !bounded || !isScript(cmd) {
 			return err
 		}
 		rerun := false
+		var drained time.Time // since when the process has been ending, as far as this loop has seen
 		for wait := rerunFirstWait; isNetwork(err); wait = min(2*wait, rerunMaxWait) {
-			if sleep(ctx, wait) != nil {
+			if drained.IsZero() && r.ending() {
+				drained = time.Now()
+			}
+			late := !drained.IsZero() && time.Since(drained) >= rerunDrain
+			if late || sleep(ctx, wait) != nil {
 				return err
 			}
 			rerun = true
@@ -58,6 +69,15 @@ func (RerunScripts) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 			return nil
 		}
 		return err
+	}
+}
+
+func (r RerunScripts) ending() bool {
+	select {
+	case <-r.Draining:
+		return true
+	default:
+		return false
 	}
 }
 

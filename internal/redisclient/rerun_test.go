@@ -28,7 +28,11 @@ var _ redis.Error = reply("")
 // run gives a command to the hook and lists what the rest of the chain answers, in order; the last answer
 // repeats. It returns the hook's result and how often the chain was asked.
 func run(ctx context.Context, cmd redis.Cmder, answers ...error) (asked int, err error) {
-	err = redisclient.RerunScripts{}.ProcessHook(func(_ context.Context, cmd redis.Cmder) error {
+	return runDraining(ctx, nil, cmd, answers...)
+}
+
+func runDraining(ctx context.Context, draining <-chan struct{}, cmd redis.Cmder, answers ...error) (asked int, err error) {
+	err = redisclient.RerunScripts{Draining: draining}.ProcessHook(func(_ context.Context, cmd redis.Cmder) error {
 		answer := answers[min(asked, len(answers)-1)]
 		asked++
 		cmd.SetErr(answer)
@@ -81,6 +85,26 @@ func TestRerunScripts(t *testing.T) {
 				}
 				require.Equal(t, tt.asked, asked)
 				require.Equal(t, tt.takes, time.Since(begun))
+			})
+		})
+	}
+}
+
+func TestADrainingProcessGivesUpSoon(t *testing.T) {
+	for name, after := range map[string]time.Duration{"from the start": 0, "in the middle": 10 * time.Second} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+				defer cancel()
+				draining := make(chan struct{})
+				time.AfterFunc(after, func() { close(draining) })
+				begun := time.Now()
+				if after == 0 {
+					<-draining
+				}
+				_, err := runDraining(ctx, draining, redis.NewCmd(ctx, "evalsha", "sha", 0), io.EOF)
+				require.ErrorIs(t, err, io.EOF)
+				require.InDelta(t, (after + 3*time.Second).Seconds(), time.Since(begun).Seconds(), 2)
 			})
 		})
 	}
