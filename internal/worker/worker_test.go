@@ -1,12 +1,15 @@
 package worker_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -177,6 +180,28 @@ func TestAnOpenBreakerIsShown(t *testing.T) {
 		return strings.Contains(text, `ferry_breaker_state{state="open",upstream="sim"} 1`) &&
 			strings.Contains(text, `ferry_breaker_changes_total{state="open",upstream="sim"} 1`)
 	}, 5*time.Second, 5*time.Millisecond)
+}
+
+// A worker without a disk works; but not if it was told to use one.
+func TestASpoolThatCannotBeOpened(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	rdb, err := redisclient.Open("redis://127.0.0.1:1")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = rdb.Close() })
+	cfg := worker.Config{
+		Upstreams: []worker.Upstream{{Config: openai.Config{Name: "a", BaseURL: "http://127.0.0.1:1/v1"}}},
+		Spool:     worker.Spool{Dir: filepath.Join(file, "spool")},
+	}
+	_, err = worker.New(cfg, rdb, rdb, slog.New(slog.DiscardHandler))
+	require.ErrorContains(t, err, "worker: spool: ")
+
+	cfg.Spool.Optional = true
+	var log bytes.Buffer
+	_, err = worker.New(cfg, rdb, rdb, slog.New(slog.NewTextHandler(&log, nil)))
+	require.NoError(t, err)
+	require.Contains(t, log.String(), "level=WARN")
+	require.Equal(t, 1, strings.Count(log.String(), "worker.spool_dir"))
 }
 
 func TestNewRefusesABadConfiguration(t *testing.T) {
