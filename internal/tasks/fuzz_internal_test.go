@@ -21,7 +21,7 @@ func FuzzTask(f *testing.F) {
 	} {
 		f.Add([]byte(seed))
 	}
-	rdb := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", Dialer: noRedis, MaxRetries: -1})
+	rdb := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", Dialer: unreachable, MaxRetries: -1})
 	f.Cleanup(func() { _ = rdb.Close() })
 	queue, err := NewQueue(rdb, Config{}, NewWatcher(rdb, discard()), discard())
 	require.NoError(f, err)
@@ -41,7 +41,7 @@ func FuzzTask(f *testing.F) {
 	})
 }
 
-func noRedis(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no redis") }
+func unreachable(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no redis") }
 
 // FuzzRecord looks for a record that stops whoever reads it. What can be read of it must be fit to be written again.
 func FuzzRecord(f *testing.F) {
