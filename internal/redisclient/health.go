@@ -45,6 +45,7 @@ type Health struct {
 	cfg    HealthConfig
 	log    *slog.Logger
 	status atomic.Pointer[Status]
+	served atomic.Pointer[time.Time] // when a guarded command was answered last; nil: never
 	wake   chan struct{}
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -132,13 +133,14 @@ func (h *Health) suspect() {
 func (h *Health) probe(ctx context.Context) {
 	limited, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
+	begun := time.Now()
 	worst, err := h.memory(limited)
 	if ctx.Err() != nil {
 		return // closed: what failed says nothing about Redis
 	}
 	before := h.Status()
 	now := before
-	if now.Up = !isNetwork(err); now.Up != before.Up {
+	if now.Up = !isNetwork(err) || h.servedSince(begun); now.Up != before.Up {
 		now.Since = time.Now()
 	}
 	if err == nil {
@@ -146,6 +148,13 @@ func (h *Health) probe(ctx context.Context) {
 	}
 	h.status.Store(&now)
 	h.report(ctx, before, now, err)
+}
+
+// servedSince reports whether a guarded command has been answered since. Then it was the probe that failed:
+// a machine short of processor time can take a second for one.
+func (h *Health) servedSince(t time.Time) bool {
+	last := h.served.Load()
+	return last != nil && last.After(t)
 }
 
 func (h *Health) full(m usage, was bool) bool {
@@ -285,6 +294,8 @@ func (g guard) run(ctx context.Context, do func(context.Context) error) error {
 	}
 	err := do(ctx)
 	if !isNetwork(err) {
+		now := time.Now()
+		g.health.served.Store(&now)
 		return err
 	}
 	g.health.suspect()
