@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -152,6 +153,11 @@ func TestRunAt(t *testing.T) {
 	}
 }
 
+type redisReply string
+
+func (r redisReply) Error() string { return string(r) }
+func (redisReply) RedisError()     {}
+
 func TestErrorOfIsTotal(t *testing.T) {
 	tests := []struct {
 		err    error
@@ -169,6 +175,10 @@ func TestErrorOfIsTotal(t *testing.T) {
 		{echo.ErrMethodNotAllowed, 405, "method_not_allowed"},
 		{echo.ErrUnsupportedMediaType, 415, "http_415"},
 		{&echo.HTTPError{Code: 200}, 500, "http_500"},
+		{&tasks.UnconfirmedError{ID: "j", Reason: "r"}, 503, "durability_unconfirmed"},
+		{fmt.Errorf("tasks: %w", redisReply("OOM command not allowed when used memory > 'maxmemory'.")), 507, "storage_full"},
+		{redisReply("ERR Error running script (call to f_1): @user_script:5: @user_script: 5: -OOM command not allowed when used memory > 'maxmemory'."), 507, "storage_full"},
+		{redisReply("MISCONF Errors writing to the AOF file: No space left on device"), 503, "redis_unavailable"},
 		{errors.New("redis: hunter2"), 503, "redis_unavailable"},
 		{io.EOF, 503, "redis_unavailable"},
 	}

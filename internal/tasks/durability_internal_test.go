@@ -137,7 +137,9 @@ func TestARepeatWritesInStrictModeOnly(t *testing.T) {
 
 func TestStrictWaitsForReplicas(t *testing.T) {
 	binary := waitAOFServer(t)
-	b := strictQueue(t, redistest.Start(t, binary, always), 1)
+	b := strictQueue(t, redistest.Start(t, binary, always, func(c *redisserver.Config) {
+		c.Args = []string{"--repl-diskless-sync-delay", "0"} // else a replica is kept waiting for others
+	}), 1)
 	b.unconfirmed(t, keyed("alone"), "0 of 1 replicas have it on disk")
 	host, port, err := net.SplitHostPort(b.server.Addr())
 	require.NoError(t, err)
