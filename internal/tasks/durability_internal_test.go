@@ -219,7 +219,7 @@ func TestACreateWhoseReplyWasLostIsNoRepeat(t *testing.T) {
 		require.True(t, created)
 	}
 	b.in(t, job.ID, Queued)
-	_, err := b.claim(t.Context(), job.ID)
+	_, err := b.seize(t.Context(), job.ID)
 	require.NoError(t, err)
 	created, taken, err := b.create(t.Context(), job, "h")
 	require.NoError(t, err)
