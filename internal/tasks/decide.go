@@ -58,6 +58,30 @@ func decide(job *Job, callErr *httpx.Error, sent int, p patience) decision {
 	}
 }
 
+// newerDelay is how long a job waits for another worker that this one cannot read, for want of a key or because a
+// newer version wrote it.
+const newerDelay = 30 * time.Second
+
+// decideWithoutCall decides about a job for which no call is to be made.
+func decideWithoutCall(job *Job, maxCrashes int, now time.Time) (d decision, decided bool) {
+	switch {
+	case job.Version > specVersion:
+		return decision{state: Queued, delay: newerDelay, reason: "needs_newer_worker"}, true
+	case job.unreadable != nil:
+		return decision{state: Queued, delay: newerDelay, reason: job.unreadable.Reason()}, true
+	case job.lost >= maxCrashes:
+		return decision{state: Failed, reason: "job_crashes_worker", failure: crashFailure(job.lost)}, true
+	case !now.Before(job.ExpiresAt):
+		return decision{state: Expired, failure: expiredFailure("")}, true
+	case job.Attempts >= job.MaxAttempts:
+		return decision{state: Failed, reason: "attempts_spent", failure: &Failure{
+			Message: fmt.Sprintf("Gave up after %d attempts.", job.Attempts), Type: "job_error", Code: "attempts_spent",
+		}}, true
+	default:
+		return decision{}, false
+	}
+}
+
 // decideCrash is decide for a run that panicked. It counts like one whose worker was lost: after limit of
 // them in a row the job itself is taken for the cause.
 func decideCrash(job *Job, limit int, p patience) decision {

@@ -106,6 +106,34 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+func TestDecideWithoutCall(t *testing.T) {
+	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	tests := []struct {
+		name   string
+		change func(*Job)
+		state  State // "": the call is made
+		why    string
+	}{
+		{"a job like any other is called for", func(*Job) {}, "", ""},
+		{"one of a newer version waits for a newer worker", func(j *Job) { j.Version = specVersion + 1 }, Queued, "needs_newer_worker"},
+		{"one that cannot be read waits for who can", func(j *Job) { j.unreadable = &UnreadableError{cause: errNewerForm} }, Queued, "needs_newer_version"},
+		{"one that crashes its runs fails", func(j *Job) { j.lost = 5 }, Failed, "job_crashes_worker"},
+		{"a crash less and it runs", func(j *Job) { j.lost = 4 }, "", ""},
+		{"one whose time is over expires", func(j *Job) { j.ExpiresAt = now }, Expired, ""},
+		{"one without attempts left fails", func(j *Job) { j.Attempts = 3 }, Failed, "attempts_spent"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			job := &Job{Spec: Spec{Version: specVersion, MaxAttempts: 3}, ExpiresAt: now.Add(time.Second)}
+			tt.change(job)
+			d, decided := decideWithoutCall(job, 5, now)
+			require.Equal(t, tt.state != "", decided)
+			require.Equal(t, []any{tt.state, tt.why}, []any{d.state, d.reason})
+			require.Equal(t, d.state.Terminal(), d.failure != nil, "an ended job says why")
+		})
+	}
+}
+
 func TestDecideCrash(t *testing.T) {
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	backoff := httpx.Backoff{Base: 2 * time.Second, Max: time.Minute, Multiplier: 2, Jitter: httpx.JitterNone}

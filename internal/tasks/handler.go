@@ -250,21 +250,11 @@ func (h *Handler) run(ctx context.Context, job *Job) error {
 			return h.answered(ctx, job, l)
 		}
 	}
-	limit := h.queue.cfg.MaxCrashes
-	switch {
-	case job.Version > specVersion:
-		return h.finish(job, decision{state: Queued, delay: newerDelay, reason: "needs_newer_worker"}, nil, 0)
-	case job.unreadable != nil:
+	if job.unreadable != nil && job.Version <= specVersion {
 		h.log.LogAttrs(ctx, slog.LevelError, "job cannot be read by this worker", slog.String("job_id", job.ID), slog.Any("error", job.unreadable))
-		return h.finish(job, decision{state: Queued, delay: newerDelay, reason: job.unreadable.Reason()}, nil, 0)
-	case job.lost >= limit:
-		return h.finish(job, decision{state: Failed, reason: "job_crashes_worker", failure: crashFailure(job.lost)}, nil, 0)
-	case !time.Now().Before(job.ExpiresAt):
-		return h.finish(job, decision{state: Expired, failure: expiredFailure("")}, nil, 0)
-	case job.Attempts >= job.MaxAttempts:
-		return h.finish(job, decision{state: Failed, reason: "attempts_spent", failure: &Failure{
-			Message: fmt.Sprintf("Gave up after %d attempts.", job.Attempts), Type: "job_error", Code: "attempts_spent",
-		}}, nil, 0)
+	}
+	if d, decided := decideWithoutCall(job, h.queue.cfg.MaxCrashes, time.Now()); decided {
+		return h.finish(job, d, nil, 0)
 	}
 	// The call does not end with asynq's lease: an answer that has been paid for is kept although Redis
 	// was away for longer than that. The record's epoch keeps a second run's answer from being mixed up.
@@ -346,10 +336,6 @@ func (h *Handler) report(ctx context.Context, job *Job, entries []Attempt) {
 			slog.Bool("outcome_unknown", a.Unknown))
 	}
 }
-
-// newerDelay is how long a job waits for another worker that this one cannot read, for want of a key or because a
-// newer version wrote it.
-const newerDelay = 30 * time.Second
 
 const (
 	persistStep  = 10 * time.Second       // one try to write to Redis

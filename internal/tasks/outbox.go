@@ -82,34 +82,43 @@ const (
 	partTries = 3
 )
 
-// Run delivers until ctx ends.
+// Run delivers, and looks for the answers of dead processes, until ctx ends.
 func (o *Outbox) Run(ctx context.Context) error {
+	look := time.NewTicker(adoptEvery)
+	defer look.Stop()
 	for wait := deliverWait; ; {
-		err := o.Deliver(ctx)
-		pause, wake := adoptEvery, o.wake
-		if err != nil { // what is new will not fare better
-			pause, wake, wait = wait, nil, min(2*wait, deliverMax)
+		var retry <-chan time.Time
+		wake := o.wake
+		if err := o.Deliver(ctx); err != nil {
+			retry, wake = time.After(wait), nil // what is new will not fare better
+			wait = min(2*wait, deliverMax)
 		} else {
 			wait = deliverWait
 		}
-		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
-			timer.Stop()
 			return nil
-		case <-timer.C:
+		case <-look.C:
+			o.adopt(ctx)
+		case <-retry:
 		case <-wake:
 		}
-		timer.Stop()
 	}
 }
 
-// Deliver looks for the answers of dead processes and tries to deliver each answer once, the oldest first.
-// The error is why the first one could not be delivered that should have been.
-func (o *Outbox) Deliver(ctx context.Context) (first error) {
-	if n, err := o.spool.Adopt(); n > 0 || err != nil {
-		o.log.LogAttrs(ctx, slog.LevelWarn, "answers of a dead process taken over", slog.Int("count", n), slog.Any("error", err))
+func (o *Outbox) adopt(ctx context.Context) {
+	n, err := o.spool.Adopt()
+	if n > 0 {
+		o.log.LogAttrs(ctx, slog.LevelInfo, "answers of a dead process taken over", slog.Int("count", n))
 	}
+	if err != nil {
+		o.log.LogAttrs(ctx, slog.LevelWarn, "answers of a dead process cannot be taken over", slog.Any("error", err))
+	}
+}
+
+// Deliver tries once for each answer, the oldest first. The error is why the first one could not be
+// delivered that should have been.
+func (o *Outbox) Deliver(ctx context.Context) (first error) {
 	failures := make(map[int]int) // by part of the records: on a cluster the others may be well
 	for _, e := range o.spool.Entries() {
 		part := shard(e.Key)
