@@ -287,6 +287,38 @@ func TestHealthSeesAFullRedis(t *testing.T) {
 	})
 }
 
+// A cluster that has lost a master serves the rest: it is away when nobody answers.
+func TestAClusterIsAwayWithAllItsMasters(t *testing.T) {
+	nodes := map[string]*fake{"10.0.0.1:1": {}, "10.0.0.1:2": {}}
+	rdb := redis.NewClusterClient(&redis.ClusterOptions{
+		ClusterSlots: func(context.Context) ([]redis.ClusterSlot, error) {
+			return []redis.ClusterSlot{
+				{Start: 0, End: 8191, Nodes: []redis.ClusterNode{{Addr: "10.0.0.1:1"}}},
+				{Start: 8192, End: 16383, Nodes: []redis.ClusterNode{{Addr: "10.0.0.1:2"}}},
+			}, nil
+		},
+		Dialer: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			return nodes[addr].dial(ctx, network, addr)
+		},
+		Protocol: 2, DisableIdentity: true, DialerRetries: 1,
+		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+	})
+	t.Cleanup(func() { _ = rdb.Close() })
+	nodes["10.0.0.1:1"].has(10, 100)
+	nodes["10.0.0.1:2"].has(90, 100)
+	h := &Health{rdb: rdb}
+	worst, err := h.memory(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, usage{90, 100}, worst, "one that is full is enough")
+	nodes["10.0.0.1:2"].set(refuses)
+	worst, err = h.memory(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, usage{10, 100}, worst)
+	nodes["10.0.0.1:1"].set(refuses)
+	_, err = h.memory(t.Context())
+	require.True(t, isNetwork(err), err)
+}
+
 func TestQuiet(t *testing.T) {
 	away := fmt.Errorf("tasks: job 7: %w", fmt.Errorf("%w: %w", ErrAway, io.EOF))
 	tests := []struct {

@@ -35,6 +35,7 @@ func TestParse(t *testing.T) {
 		master             string
 		sentinelUser, sent string
 		pool               int
+		cluster            bool
 	}{
 		{name: "one server", url: "redis://127.0.0.1:6379/0", addrs: []string{"127.0.0.1:6379"}},
 		{name: "the usual port", url: " redis://cache ", addrs: []string{"cache:6379"}},
@@ -45,9 +46,11 @@ func TestParse(t *testing.T) {
 		{name: "user and encoded password", url: "redis://ferry:p%40s%2Fs%3F@h:1/0", addrs: []string{"h:1"}, user: "ferry", password: "p@s/s?"},
 		{name: "TLS", url: "rediss://h:1", addrs: []string{"h:1"}, tls: true},
 		{name: "a pool", url: "redis://h:1?pool_size=7", addrs: []string{"h:1"}, pool: 7},
-		{name: "a cluster", url: "redis://a:1,b:2,c:3", addrs: []string{"a:1", "b:2", "c:3"}},
-		{name: "a cluster with blanks and usual ports", url: "redis://u:p@a, b ,[::1]/0", addrs: []string{"a:6379", "b:6379", "[::1]:6379"}, user: "u", password: "p"},
-		{name: "a cluster over TLS", url: "rediss://a:1,b:2", addrs: []string{"a:1", "b:2"}, tls: true},
+		{name: "a cluster", url: "redis://a:1,b:2,c:3", addrs: []string{"a:1", "b:2", "c:3"}, cluster: true},
+		{name: "a cluster with blanks and usual ports", url: "redis://u:p@a, b ,[::1]/0", addrs: []string{"a:6379", "b:6379", "[::1]:6379"}, user: "u", password: "p", cluster: true},
+		{name: "a cluster over TLS", url: "rediss://a:1,b:2", addrs: []string{"a:1", "b:2"}, tls: true, cluster: true},
+		{name: "a cluster by one address", url: "redis-cluster://u:p@a", addrs: []string{"a:6379"}, user: "u", password: "p", cluster: true},
+		{name: "a cluster by one address over TLS", url: "rediss-cluster://a:1", addrs: []string{"a:1"}, tls: true, cluster: true},
 		{name: "sentinel", url: "redis-sentinel://a:1,b:2/3?master=mymaster", addrs: []string{"a:1", "b:2"}, db: 3, master: "mymaster"},
 		{name: "sentinel's usual port", url: "redis-sentinel://a,b?master=m", addrs: []string{"a:26379", "b:26379"}, master: "m"},
 		{
@@ -65,6 +68,7 @@ func TestParse(t *testing.T) {
 			require.Equal(t, tt.tls, o.TLSConfig != nil)
 			require.Equal(t, []string{tt.master, tt.sentinelUser, tt.sent}, []string{o.MasterName, o.SentinelUsername, o.SentinelPassword})
 			require.Equal(t, tt.pool, o.PoolSize)
+			require.Equal(t, tt.cluster, o.IsClusterMode)
 			require.True(t, o.ContextTimeoutEnabled, "a request's deadline holds for its commands")
 			require.Equal(t, 4*time.Second, o.ReadTimeout)
 		})
@@ -80,6 +84,7 @@ func TestParseSaysWhatIsWrong(t *testing.T) {
 		{"redis://h:1/0/1", "database number"},
 		{"redis://h:port", "not a URL"},
 		{"redis://a:1,,b:2", "a host in the list is empty"},
+		{"redis-cluster://a:1/3", "Redis Cluster has database 0 only, not 3"},
 		{"redis://a:1,b:2/3", "Redis Cluster has database 0 only, not 3"},
 		{"redis://h:1?pool_size=none", `pool_size: "none" is not a positive number`},
 		{"redis://h:1?pool_size=0", `pool_size: "0" is not a positive number`},
@@ -122,6 +127,7 @@ func TestOpenMakesTheClientOfTheDeployment(t *testing.T) {
 	for url, want := range map[string]any{
 		"redis://127.0.0.1:1":                   &redis.Client{},
 		"redis://127.0.0.1:1,127.0.0.1:2":       &redis.ClusterClient{},
+		"redis-cluster://127.0.0.1:1":           &redis.ClusterClient{},
 		"redis-sentinel://127.0.0.1:1?master=m": &redis.Client{},
 	} {
 		rdb, err := redisclient.Open(url)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +12,8 @@ import (
 	"github.com/hibiken/asynq"
 
 	"github.com/ferry-queue/ferry/internal/openai"
+	"github.com/ferry-queue/ferry/internal/redisserver"
+	"github.com/ferry-queue/ferry/internal/redisserver/redistest"
 	"github.com/ferry-queue/ferry/internal/seal"
 )
 
@@ -35,6 +38,32 @@ func BenchmarkSubmit(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkSubmitDurability is what a job on disk costs its client: what Redis does before it answers, and
+// what strict asks beside it.
+func BenchmarkSubmitDurability(b *testing.B) {
+	binary := waitAOFServer(b)
+	for _, bb := range []struct {
+		durability  Durability
+		appendfsync string
+	}{{Relaxed, "no"}, {Relaxed, "everysec"}, {Relaxed, "always"}, {Strict, "always"}} {
+		b.Run(string(bb.durability)+"/"+bb.appendfsync, func(b *testing.B) {
+			q := strictQueue(b, redistest.Start(b, binary, func(c *redisserver.Config) { c.AppendFsync = bb.appendfsync }), 0)
+			q.durable.strict = bb.durability == Strict
+			var took []time.Duration
+			for b.Loop() {
+				begun := time.Now()
+				if _, _, err := q.Submit(context.Background(), keyed("")); err != nil {
+					b.Fatal(err)
+				}
+				took = append(took, time.Since(begun))
+			}
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)/2].Microseconds()), "µs/p50")
+			b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "µs/p99")
+		})
+	}
 }
 
 // BenchmarkRun is a run without its HTTP call: claim, decide, store.
