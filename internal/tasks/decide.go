@@ -2,6 +2,7 @@ package tasks
 
 import (
 	"fmt"
+	"regexp"
 	"time"
 
 	"github.com/ferry-queue/ferry/internal/httpx"
@@ -134,6 +135,9 @@ func unreadableFailure(e *UnreadableError) *Failure {
 	return &Failure{Message: "The reason cannot be read by this server.", Type: "job_error", Code: e.Reason()}
 }
 
+// codeForm is what a code may look like to be taken for one: it is logged, and a sentence may quote the prompt.
+var codeForm = regexp.MustCompile(`^[A-Za-z0-9_.:-]{1,64}$`)
+
 // failureOf turns the last error of a call into what the client is shown: the upstream's own words where
 // it has any. attempts is how many were spent if that is why the job failed, else 0.
 func failureOf(e *httpx.Error, attempts int) *Failure {
@@ -143,7 +147,7 @@ func failureOf(e *httpx.Error, attempts int) *Failure {
 		if said.Type != "" {
 			f.Type = said.Type
 		}
-		if said.Code != nil {
+		if said.Code != nil && codeForm.MatchString(*said.Code) {
 			f.Code = *said.Code
 		}
 	}

@@ -1,6 +1,7 @@
 package tasks
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -165,6 +166,18 @@ func TestDecideIsTotal(t *testing.T) {
 			patience{backoff: DefaultBackoff(), now: time.Now(), rnd: func() float64 { return 0 }})
 		require.True(t, d.state.Valid(), class)
 		require.Equal(t, d.state.Terminal(), d.failure != nil, "an ended job says why: %s", class)
+	}
+}
+
+// A code is logged, so a sentence in its place is not taken for one.
+func TestACodeIsNoSentence(t *testing.T) {
+	for code, want := range map[string]string{
+		`"context_length_exceeded"`: "context_length_exceeded", `429`: "429", `"rate-limit.v2"`: "rate-limit.v2",
+		`"cannot answer: my secret"`: "http_400", `""`: "http_400", `null`: "http_400", `"` + strings.Repeat("x", 65) + `"`: "http_400",
+	} {
+		f := failureOf(&httpx.Error{Class: httpx.Permanent, Reason: "http_400", Status: 400, Body: []byte(`{"error":{"message":"m","code":` + code + `}}`)}, 0)
+		require.Equal(t, want, f.Code, code)
+		require.Equal(t, "m", f.Message)
 	}
 }
 

@@ -118,5 +118,8 @@ func FuzzDecide(f *testing.F) {
 		require.NotEqual(t, Succeeded, d.state)
 		require.GreaterOrEqual(t, d.delay, time.Duration(0))
 		require.Equal(t, d.state == Failed || d.state == Expired, d.failure != nil, "who ends without an answer is told why")
+		if d.failure != nil {
+			require.Regexp(t, codeForm, d.failure.Code)
+		}
 	})
 }

@@ -163,7 +163,7 @@ func parrot() http.Handler {
 			said := fmt.Sprintf("%q with key %s", prompt, strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "))
 			w.Header().Set("X-Said", said)
 			w.WriteHeader(status)
-			_ = json.NewEncoder(w).Encode(map[string]any{"error": map[string]any{"message": "no: " + said, "type": "t", "code": "c"}})
+			_ = json.NewEncoder(w).Encode(map[string]any{"error": map[string]any{"message": "no: " + said, "type": said, "code": said, "param": said}})
 		}
 		switch {
 		case strings.HasSuffix(prompt, "refuse"):
