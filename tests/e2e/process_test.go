@@ -171,6 +171,15 @@ func (p *process) stop(t *testing.T, by os.Signal) time.Duration {
 	return time.Since(began)
 }
 
+// kill ends the child as a crash does.
+func (p *process) kill(t *testing.T) {
+	t.Helper()
+	p.signal(t, syscall.SIGKILL)
+	if code := p.exitCode(); code != -1 {
+		t.Fatalf("%s ended by itself, with code %d", p.name, code)
+	}
+}
+
 // finish is the child's end with the test: its log is shown if the test failed.
 func (p *process) finish(t *testing.T) {
 	if !p.exited() {

@@ -15,6 +15,7 @@ import (
 	"io"
 	"maps"
 	"math"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -51,26 +52,32 @@ upstreams:
   - {name: sim, base_url: $UPSTREAM}
 `
 
-// options is what a test decides about its system.
+// options is what a test decides about its system. A further upstream is one that the test starts and whose
+// address it fills in; what a single job meets is said by chat.
 type options struct {
-	apis     int                 // default 1
-	workers  int                 // may be 0
-	config   string              // ferry.yaml; default plainConfig
-	upstream upstreamtest.Config // KeepJournal defaults to plenty
+	apis     int                       // default 1
+	workers  int                       // may be 0
+	config   string                    // ferry.yaml; default plainConfig
+	upstream upstreamtest.Config       // KeepJournal defaults to plenty
+	redis    func(*redisserver.Config) // changes how redis-server is run: fsync, binary, arguments
+	redisURL string                    // of a Redis that the test has started; then there is no other
+	wire     bool                      // put a wire that can be cut between the programs and redis-server
 }
 
 // system is a running Ferry with all it needs.
 type system struct {
 	t        *testing.T
-	redis    *redisserver.Server
+	redis    *redisserver.Server // nil with a redisURL
+	wire     *wire               // nil without options.wire
 	upstream *upstreamtest.Server
 	apis     []*process
 	workers  []*process
-	urls     []string // of the APIs
+	urls     []string // of the APIs: their names, which http finds
 	http     *http.Client
 
-	dir     string // holds ferry.yaml
+	dir     string // holds ferry.yaml, and is the working directory of all
 	env     []string
+	addrs   *sync.Map // name of an API: where it listens now
 	clients []*client.Client
 	turn    *atomic.Uint64 // whose turn among clients
 }
@@ -82,14 +89,13 @@ func start(t *testing.T, o options) *system {
 	if o.upstream.KeepJournal == 0 {
 		o.upstream.KeepJournal = 1 << 16
 	}
-	s := &system{t: t, dir: t.TempDir(), turn: new(atomic.Uint64)}
-	s.redis = redistest.Start(t)
+	s := &system{t: t, dir: t.TempDir(), addrs: new(sync.Map), turn: new(atomic.Uint64)}
+	s.env = []string{"FERRY_REDIS_URL=" + s.startRedis(o)}
 	s.upstream = upstreamtest.Start(t, o.upstream)
-	transport := &http.Transport{MaxIdleConnsPerHost: 4 * parallel}
+	transport := &http.Transport{MaxIdleConnsPerHost: 4 * parallel, DialContext: s.dial}
 	t.Cleanup(transport.CloseIdleConnections)
 	s.http = &http.Client{Transport: transport}
 
-	s.env = []string{"FERRY_REDIS_URL=" + s.redis.URL()}
 	text := strings.ReplaceAll(cmp.Or(o.config, plainConfig), "$UPSTREAM", s.upstream.BaseURL())
 	if err := os.WriteFile(filepath.Join(s.dir, "ferry.yaml"), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -104,9 +110,37 @@ func start(t *testing.T, o options) *system {
 		w.await(t, workerAddress)
 	}
 	for _, p := range s.apis {
-		s.connect("http://" + p.await(t, apiAddress))
+		s.addrs.Store(p.name, p.await(t, apiAddress))
+		s.connect("http://" + p.name)
 	}
 	return s
+}
+
+// startRedis starts what the options ask for and returns the address for the programs.
+func (s *system) startRedis(o options) string {
+	s.t.Helper()
+	if o.redisURL != "" {
+		return o.redisURL
+	}
+	if o.redis == nil {
+		o.redis = func(*redisserver.Config) {}
+	}
+	s.redis = redistest.Start(s.t, o.redis)
+	if !o.wire {
+		return s.redis.URL()
+	}
+	s.wire = startWire(s.t, s.redis.Addr())
+	return s.wire.url()
+}
+
+// dial connects to an API by its name. One that was restarted listens elsewhere, and its clients need not know.
+func (s *system) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	if name, _, err := net.SplitHostPort(addr); err == nil {
+		if at, ok := s.addrs.Load(name); ok {
+			addr = at.(string)
+		}
+	}
+	return new(net.Dialer).DialContext(ctx, network, addr)
 }
 
 // in is the system in a subtest, which must not end its parent.
@@ -132,6 +166,22 @@ func (s *system) startWorker() *process {
 	w := launch(s.t, fmt.Sprintf("worker%d", len(s.workers)), s.dir, s.env, "--admin-addr", "127.0.0.1:0")
 	s.workers = append(s.workers, w)
 	return w
+}
+
+// restart runs a program that has ended once more, with the same directory and arguments, under the same name, and
+// returns when it listens.
+func (s *system) restart(ended *process) *process {
+	s.t.Helper()
+	<-ended.ended
+	p := launch(s.t, ended.name, s.dir, s.env, ended.cmd.Args[1:]...)
+	if i := slices.Index(s.workers, ended); i >= 0 {
+		s.workers[i] = p
+		p.await(s.t, workerAddress)
+		return p
+	}
+	s.apis[slices.Index(s.apis, ended)] = p
+	s.addrs.Store(p.name, p.await(s.t, apiAddress))
+	return p
 }
 
 func (s *system) connect(url string) {
@@ -193,28 +243,36 @@ func (s *system) submitAll(n int, request func(i int) client.SubmitRequest) []*c
 // waitAll returns jobs as they ended. Those that have not within limit are a failure.
 func (s *system) waitAll(jobs []*client.Job, limit time.Duration) []*client.Job {
 	s.t.Helper()
+	ended, open := s.waitLong(jobs, limit)
+	if open > 0 {
+		s.t.Fatalf("%d of %d jobs have not ended within %s", open, len(jobs), limit)
+	}
+	return ended
+}
+
+// waitLong returns jobs as they were when they had ended or limit had passed, nil for one that is gone, and how many
+// have not ended. It shows some of these.
+func (s *system) waitLong(jobs []*client.Job, limit time.Duration) (seen []*client.Job, open int) {
+	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), limit)
 	defer cancel()
-	ended := make([]*client.Job, len(jobs))
-	var open atomic.Int64
+	seen = make([]*client.Job, len(jobs))
+	var missing atomic.Int64
 	var group errgroup.Group
 	group.SetLimit(parallel)
 	for i, job := range jobs {
 		group.Go(func() error {
 			var err error
-			if ended[i], err = s.client().Wait(ctx, job.ID); err != nil {
-				if open.Add(1) <= 3 {
-					s.t.Errorf("job %s has not ended: %v\n%s", job.ID, err, show(ended[i]))
+			if seen[i], err = s.client().Wait(ctx, job.ID); err != nil {
+				if missing.Add(1) <= 3 {
+					s.t.Errorf("job %s has not ended: %v\n%s", job.ID, err, show(seen[i]))
 				}
 			}
 			return nil
 		})
 	}
 	_ = group.Wait() // never an error
-	if n := open.Load(); n > 0 {
-		s.t.Fatalf("%d of %d jobs have not ended within %s", n, len(jobs), limit)
-	}
-	return ended
+	return seen, int(missing.Load())
 }
 
 // wait returns a job as it ended.
