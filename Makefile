@@ -63,6 +63,11 @@ breaker: ## the breaker's figures: three workers, real Redis, faults; about 15 m
 	FERRY_E2E_LONG=1 go test -count=1 -timeout 40m -v -run '^Test(Breaker|Isolation)' ./tests/e2e
 	cd tests/bench && go test -run '^$$' -bench Breaker -benchmem -count 5
 
+.PHONY: reliability
+reliability: ## the fault suite's figures: everything is killed, frozen or cut off under load; about 15 minutes
+	scripts/install-redis.sh
+	FERRY_E2E_LONG=1 go test -count=1 -timeout 40m -parallel 2 -v -run '^TestFault' ./tests/e2e
+
 .PHONY: lint
 lint: ## golangci-lint, formatting included
 	$(TOOL) golangci-lint run

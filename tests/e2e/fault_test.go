@@ -20,13 +20,14 @@ import (
 type fault struct {
 	name     string // in the FIGURE line
 	options  options
-	jobs     int                        // handed in before it strikes; default long(1000, 5000)
-	simulate string                     // what each job meets at the upstream; see chat
-	before   time.Duration              // under load, from its first call to the fault
-	strike   func(s *system)            // breaks the part, lets time go by and heals it
-	limit    time.Duration              // for all jobs to end after that; default 2m
-	want     client.State               // of all jobs; default succeeded
-	also     func(t *testing.T, r *row) // what else the row promises
+	before   time.Duration   // under the clients' load alone
+	jobs     int             // then handed in at once; default long(1000, 5000)
+	simulate string          // what each job meets at the upstream; see chat
+	inFlight int             // calls at the upstream when it strikes; default any number
+	strike   func(s *system) // breaks the part, lets time go by and heals it
+	limit    time.Duration   // for all jobs to end after that; default 2m
+	want     client.State    // of all jobs; default succeeded
+	also     func(r *row)    // looks for what else the row promises
 }
 
 // row is what became of a fault.
@@ -39,9 +40,9 @@ type row struct {
 }
 
 const (
-	// submitters hand in a job each of submitEvery while the fault lasts.
+	// submitters hand in a job each submitEvery while the fault lasts.
 	submitters  = 8
-	submitEvery = 200 * time.Millisecond
+	submitEvery = 400 * time.Millisecond
 	// quick is how soon a client must know that its job is not accepted.
 	quick = 4 * time.Second
 )
@@ -66,7 +67,7 @@ func (f fault) run(t *testing.T) {
 	r.figure(f.name)
 	r.check(cmp.Or(f.want, client.StateSucceeded))
 	if f.also != nil && !t.Failed() {
-		f.also(t, r)
+		f.also(r)
 	}
 }
 

@@ -277,34 +277,3 @@ func TestListShowsEachJobOnce(t *testing.T) {
 		})
 	}
 }
-
-// asynq's own archive keeps 9,999 tasks of a queue and drops the oldest. A failed job must outlive that.
-func TestFailedJobsAreNotLimitedByTheArchive(t *testing.T) {
-	s := start(t, options{apis: 2, workers: 2, upstream: upstreamtest.Config{
-		Faults: upstreamtest.MustParseFaults("400=1"), KeepJournal: 1,
-	}})
-	n := 11_000
-	if raceDetector {
-		n = long(2000, n) // five times slower; a run without the detector goes beyond the archive
-	}
-	began := time.Now()
-	jobs := s.submitAll(n, func(i int) client.SubmitRequest { return chat(fmt.Sprintf("job %d", i), "") })
-	figure(t, "failed_submit_per_second", int(float64(n)/time.Since(began).Seconds()))
-	ended := s.waitAll(jobs, 5*time.Minute)
-	figure(t, "failed_all_ended_after", time.Since(began))
-	figure(t, "failed_jobs", n)
-	wantState(t, ended, client.StateFailed)
-	for _, job := range ended {
-		if job.Error == nil || job.Error.Status != http.StatusBadRequest || job.Error.Message == "" || len(job.Ledger) != 1 {
-			t.Fatalf("the error or the ledger is gone:\n%s", show(job))
-		}
-	}
-
-	s.upstream.SetFaults(upstreamtest.Faults{})
-	oldest := ended[0]
-	if _, err := s.client().Retry(t.Context(), oldest.ID); err != nil {
-		t.Fatalf("retry of the oldest: %v", err)
-	}
-	retried := s.wait(oldest, 30*time.Second)
-	wantState(t, []*client.Job{retried}, client.StateSucceeded)
-}

@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"bytes"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"os"
@@ -22,8 +23,16 @@ const moduleRoot = "../.."
 // binDir is where the binaries go. TestMain makes and removes it.
 var binDir string
 
+// atOnce is how many of the tests that mostly wait run beside each other, unless -parallel says otherwise. By default
+// it would be one for each CPU, and on a small machine they would wait in turn.
+const atOnce = "4"
+
 func TestMain(m *testing.M) {
-	var err error
+	err := flag.Set("test.parallel", atOnce)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	if binDir, err = os.MkdirTemp("", "ferry-e2e-"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

@@ -20,88 +20,10 @@ upstreams:
 
 func narrow(drain string) string { return strings.ReplaceAll(narrowConfig, "$DRAIN", drain) }
 
-// trustAfter is how long a fleet that has just started looks at Redis before it takes anybody for dead.
-const trustAfter = 16 * time.Second
-
 // busy waits until both workers have all the calls they may have.
 func (s *system) busy() {
 	s.t.Helper()
 	until(s.t, 30*time.Second, "both workers are busy", func() bool { return s.upstream.InFlight() == 16 })
-}
-
-func TestKilledWorkerCostsNoJob(t *testing.T) {
-	t.Parallel() // it mostly waits
-	s := start(t, options{
-		workers: 2, config: narrow("10s"),
-		upstream: upstreamtest.Config{Faults: upstreamtest.MustParseFaults("latency=1s,jitter=1s")},
-	})
-	pass(t, trustAfter)
-	jobs := s.submitAll(120, func(i int) client.SubmitRequest { return chat(fmt.Sprintf("job %d", i), "") })
-	s.busy()
-	s.workers[0].signal(t, syscall.SIGKILL)
-	killed := time.Now()
-	if code := s.workers[0].exitCode(); code != -1 {
-		t.Fatalf("the worker ended by itself, with code %d", code)
-	}
-	ended := s.waitAll(jobs, 2*time.Minute)
-	wantState(t, ended, client.StateSucceeded)
-
-	orphans := 0
-	var last time.Time
-	for _, job := range ended {
-		if countAttempts(job, lost) == 0 {
-			continue
-		}
-		orphans++
-		if job.FinishedAt.After(last) {
-			last = job.FinishedAt
-		}
-		if job.Attempts != 1 {
-			t.Errorf("job %s has spent %d attempts, want 1: a crash costs none:\n%s", job.ID, job.Attempts, show(job))
-		}
-	}
-	if orphans == 0 || orphans > 8 {
-		t.Errorf("%d jobs lost their worker, want 1 to 8, as many as it had", orphans)
-	}
-	figure(t, "kill_orphans", orphans)
-	figure(t, "kill_to_last_orphan_ended", last.Sub(killed))
-	if took := last.Sub(killed); took > 20*time.Second {
-		t.Errorf("the last orphan ended %s after the kill, want at most 20s", took)
-	}
-}
-
-// A worker that stands still, as a paused container does, is taken for dead. When it goes on it has answers
-// for jobs that others have ended by then, and these must stand.
-func TestFrozenWorkerChangesNothingWhenItWakes(t *testing.T) {
-	t.Parallel() // it mostly waits
-	s := start(t, options{
-		workers: 2, config: narrow("10s"),
-		upstream: upstreamtest.Config{Faults: upstreamtest.MustParseFaults("latency=1s,jitter=1s")},
-	})
-	pass(t, trustAfter)
-	jobs := s.submitAll(60, func(i int) client.SubmitRequest { return chat(fmt.Sprintf("job %d", i), "") })
-	s.busy()
-	s.workers[0].signal(t, syscall.SIGSTOP)
-	t.Cleanup(func() { s.workers[0].signal(t, syscall.SIGCONT) })
-	ended := s.waitAll(jobs, 2*time.Minute)
-	wantState(t, ended, client.StateSucceeded)
-
-	s.workers[0].signal(t, syscall.SIGCONT)
-	until(t, 30*time.Second, "the worker has noticed that it was overtaken", func() bool {
-		return strings.Contains(s.workers[0].output(), "run was overtaken")
-	})
-	s.workers[0].stop(t, syscall.SIGTERM) // after this it writes no more
-	orphans := 0
-	for _, job := range ended {
-		orphans += min(1, countAttempts(job, lost))
-		if now := s.get(job.ID); string(now.RawJSON()) != string(job.RawJSON()) {
-			t.Errorf("job %s has changed after its end:\n%s\nto\n%s", job.ID, show(job), show(now))
-		}
-	}
-	if orphans == 0 {
-		t.Error("no job lost its worker: the frozen one had none")
-	}
-	figure(t, "frozen_jobs_taken_over", orphans)
 }
 
 func TestStoppedWorkerFinishesItsCalls(t *testing.T) {
@@ -152,13 +74,4 @@ func TestStoppedWorkerHandsLongCallsBack(t *testing.T) {
 	if handedBack == 0 || handedBack > 8 {
 		t.Errorf("%d jobs were handed back, want 1 to 8, as many as the worker had", handedBack)
 	}
-}
-
-func TestAcceptedJobOutlivesItsAPI(t *testing.T) {
-	t.Parallel() // no figures
-	s := start(t, options{apis: 2, workers: 1})
-	jobs := s.submitAll(200, func(i int) client.SubmitRequest { return chat(fmt.Sprintf("job %d", i), "latency=300ms") })
-	s.apis[0].signal(t, syscall.SIGKILL)
-	s.clients = s.clients[1:]
-	wantState(t, s.waitAll(jobs, time.Minute), client.StateSucceeded)
 }
