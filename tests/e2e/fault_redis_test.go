@@ -33,6 +33,21 @@ func (s *system) restartRedis() {
 	}
 }
 
+// pauseRedis keeps redis-server from running, with its connections open. What is sent to it waits.
+func (s *system) pauseRedis() {
+	s.t.Helper()
+	if err := s.redis.Pause(); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *system) resumeRedis() {
+	s.t.Helper()
+	if err := s.redis.Resume(); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 func TestFaultRedisKilled(t *testing.T) {
 	for _, fsync := range []string{"always", "everysec"} {
 		t.Run(fsync, func(t *testing.T) {
@@ -54,7 +69,7 @@ func TestFaultRedisRestarted(t *testing.T) {
 	for _, seconds := range long([]int{2}, []int{2, 20, 60}) {
 		t.Run(fmt.Sprintf("after %ds", seconds), func(t *testing.T) {
 			t.Parallel() // it mostly waits
-			pairFault(fmt.Sprintf("redis_restarted_after_%ds", seconds), func(s *system) {
+			pairFault(fmt.Sprintf("redis_restarted_%ds", seconds), func(s *system) {
 				s.shutRedis()
 				pass(s.t, time.Duration(seconds)*time.Second)
 				s.restartRedis()
@@ -63,18 +78,43 @@ func TestFaultRedisRestarted(t *testing.T) {
 	}
 }
 
-// The network swallows what is sent to Redis and what it answers. Whether a command was carried out nobody can tell.
+// Redis takes connections and does not answer: the network swallows what is sent to it and what it says, or the latter
+// alone. Whether a command was carried out nobody can tell.
 func TestFaultRedisSilent(t *testing.T) {
-	for _, seconds := range long([]int{10}, []int{10, 60}) {
-		t.Run(fmt.Sprintf("for %ds", seconds), func(t *testing.T) {
+	both, replies := []string{"upstream", "downstream"}, []string{"downstream"}
+	tests := []struct {
+		name    string
+		swallow []string
+		seconds int
+	}{
+		{"redis_silent_10s", both, 10},
+		{"redis_replies_lost_10s", replies, 10},
+		{"redis_silent_60s", both, 60},
+	}
+	for _, tt := range tests[:long(1, len(tests))] {
+		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel() // it mostly waits
-			f := pairFault(fmt.Sprintf("redis_silent_for_%ds", seconds), func(s *system) {
-				s.wire.swallow()
-				pass(s.t, time.Duration(seconds)*time.Second)
+			f := pairFault(tt.name, func(s *system) {
+				s.wire.swallow(tt.swallow...)
+				pass(s.t, time.Duration(tt.seconds)*time.Second)
 				s.wire.heal()
 			})
 			f.options.wire = true
 			f.run(t)
+		})
+	}
+}
+
+// A paused Redis carries commands out when whoever sent them has given up.
+func TestFaultRedisPaused(t *testing.T) {
+	for _, seconds := range long([]int{10}, []int{10, 60}) {
+		t.Run(fmt.Sprintf("for %ds", seconds), func(t *testing.T) {
+			t.Parallel() // it mostly waits
+			pairFault(fmt.Sprintf("redis_paused_%ds", seconds), func(s *system) {
+				s.pauseRedis()
+				pass(s.t, time.Duration(seconds)*time.Second)
+				s.resumeRedis()
+			}).run(t)
 		})
 	}
 }

@@ -21,7 +21,7 @@ type fault struct {
 	name     string // in the FIGURE line
 	options  options
 	before   time.Duration   // under the clients' load alone
-	jobs     int             // then handed in at once; default long(1000, 5000)
+	jobs     int             // then handed in at once; default long(1000, 7500)
 	simulate string          // what each job meets at the upstream; see chat
 	inFlight int             // calls at the upstream when it strikes; default any number
 	strike   func(s *system) // breaks the part, lets time go by and heals it
@@ -50,7 +50,7 @@ const (
 // run makes a system, lets the fault strike it, and counts.
 func (f fault) run(t *testing.T) {
 	t.Helper()
-	n := cmp.Or(f.jobs, long(1000, 5000))
+	n := cmp.Or(f.jobs, long(1000, 7500))
 	r := &row{system: start(t, f.options)}
 	r.clients = r.startClients(f.simulate)
 	jobs := r.submitAll(n, func(i int) client.SubmitRequest { return chat(fmt.Sprintf("job %d", i), f.simulate) })
@@ -91,7 +91,8 @@ func (r *row) repeated() (answers, calls int) {
 	return answers, calls
 }
 
-// figure logs the row. Its recovery is the time from the healing to the first job that ended after it.
+// figure logs the row. From the healing to the first job that ended after it is its recovery, to the last one how long
+// it took to drain. The last orphan is from the fault on.
 func (r *row) figure(name string) {
 	r.t.Helper()
 	ended, orphans := r.ended(), r.orphans()
@@ -114,9 +115,9 @@ func (r *row) figure(name string) {
 		lastOrphan = lastEnd(orphans).Sub(r.struck)
 	}
 	r.t.Logf("FIGURE fault=%s accepted=%d ended=%d lost=%d repeated=%d unknown=%d recovery=%s open=%d states=%s "+
-		"calls_repeated=%d orphans=%d last_orphan=%s refused=%s slowest_refusal=%s",
+		"drained=%s calls_repeated=%d orphans=%d last_orphan=%s refused=%s slowest_refusal=%s",
 		name, len(r.jobs), len(ended), r.lost, answers, unknowns, recovery.Round(time.Millisecond), open, list(states),
-		calls, len(orphans), lastOrphan.Round(time.Millisecond), list(refused), slowest.Round(time.Millisecond))
+		lastEnd(ended).Sub(r.healed).Round(time.Millisecond), calls, len(orphans), lastOrphan.Round(time.Millisecond), list(refused), slowest.Round(time.Millisecond))
 }
 
 // list writes counts as "a:1,b:2", "none" without any.

@@ -31,10 +31,10 @@ func startWire(t *testing.T, to string) *wire {
 // url is the address of a Redis at the other end.
 func (w *wire) url() string { return "redis://" + w.proxy.Listen + "/0" }
 
-// swallow loses every byte from now on, in both directions.
-func (w *wire) swallow() {
+// swallow loses every byte from now on. "upstream" are commands, "downstream" are replies.
+func (w *wire) swallow(directions ...string) {
 	w.t.Helper()
-	for _, direction := range []string{"upstream", "downstream"} {
+	for _, direction := range directions {
 		toxic := `{"type": "timeout", "stream": "` + direction + `", "attributes": {"timeout": 0}}`
 		if _, err := w.proxy.Toxics.AddToxicJson(strings.NewReader(toxic)); err != nil {
 			w.t.Fatal(err)
