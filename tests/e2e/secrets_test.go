@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -59,9 +60,7 @@ func TestNoSecretIsFoundAnywhere(t *testing.T) {
 	t.Run("encrypted", func(t *testing.T) {
 		s := startSecretive(t, "encryption: {keys: [{id: k1, key_env: SEALING_KEY}]}\n")
 		kept, shown := s.everything(t)
-		if _, ok := kept["key ferry job"]; !ok {
-			t.Fatal("no record was looked at")
-		}
+		kept["answer on disk"] = s.spooled(t)
 		for place, text := range kept {
 			lacks(t, place, text, upstreamKey, dashboardKey, redisPassword, sealingKey, promptText, answerText, "PROMPT", "ANSWER")
 		}
@@ -73,6 +72,7 @@ func TestNoSecretIsFoundAnywhere(t *testing.T) {
 	t.Run("plain", func(t *testing.T) {
 		s := startSecretive(t, "")
 		kept, shown := s.everything(t)
+		spooled := s.spooled(t)
 		for place, text := range kept {
 			lacks(t, place, text, upstreamKey, dashboardKey, redisPassword, sealingKey)
 			if !strings.HasPrefix(place, "key ferry job") && !strings.HasPrefix(place, "file ") {
@@ -86,6 +86,10 @@ func TestNoSecretIsFoundAnywhere(t *testing.T) {
 			if text := kept[place]; !bytes.Contains(text, []byte(promptText)) || !bytes.Contains(text, []byte(answerText)) {
 				t.Errorf("%s: no prompt or answer is found without encryption: the search is blind", place)
 			}
+		}
+		lacks(t, "answer on disk", spooled, upstreamKey, dashboardKey, redisPassword, sealingKey, promptText)
+		if !bytes.Contains(spooled, []byte(answerText)) {
+			t.Error("no answer is found on disk without encryption: the search is blind")
 		}
 		if !bytes.Contains(shown["jobs"], []byte(promptText)) {
 			t.Error("the errors of jobs do not show what the upstream said")
@@ -111,18 +115,22 @@ func lacks(t *testing.T, place string, text []byte, secrets ...string) {
 // secretive is a system whose jobs have all ended.
 type secretive struct {
 	*system
-	rdb  *redis.Client
-	dir  string // of Redis
-	jobs []*client.Job
+	rdb     *redis.Client
+	dir     string // of Redis
+	jobs    []*client.Job
+	release chan struct{} // closed: the upstream answers the job that asks it to wait
 }
 
 func startSecretive(t *testing.T, encryption string) *secretive {
 	t.Helper()
 	needProcesses(t)
-	upstream := httptest.NewServer(parrot())
+	s := &secretive{
+		system: &system{t: t, dir: t.TempDir(), http: &http.Client{}, turn: new(atomic.Uint64)}, dir: t.TempDir(), release: make(chan struct{}),
+	}
+	upstream := httptest.NewServer(parrot(s.release))
 	t.Cleanup(upstream.Close)
-	s := &secretive{system: &system{t: t, dir: t.TempDir(), http: &http.Client{}, turn: new(atomic.Uint64)}, dir: t.TempDir()}
 	server := redistest.Start(t, func(c *redisserver.Config) { c.Dir = s.dir })
+	s.redis = server
 	s.rdb = redis.NewClient(&redis.Options{Addr: server.Addr(), Password: redisPassword})
 	t.Cleanup(func() { _ = s.rdb.Close() })
 	open := redis.NewClient(&redis.Options{Addr: server.Addr()})
@@ -151,7 +159,7 @@ func (s *secretive) write(name, text string) {
 }
 
 // parrot is an upstream that repeats the key and the prompt wherever it can. The prompt says how it answers.
-func parrot() http.Handler {
+func parrot(release <-chan struct{}) http.Handler {
 	var asked atomic.Int64
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var request struct {
@@ -172,6 +180,12 @@ func parrot() http.Handler {
 			repeat(http.StatusInternalServerError)
 		case strings.HasSuffix(prompt, "hang"):
 			<-r.Context().Done()
+		case strings.HasSuffix(prompt, "answer late"):
+			select {
+			case <-release:
+			case <-r.Context().Done():
+			}
+			fallthrough
 		default:
 			fmt.Fprintf(w, `{"choices":[{"message":{"content":%q}}]}`, answerText)
 		}
@@ -208,7 +222,7 @@ func (s *secretive) everything(t *testing.T) (kept, shown map[string][]byte) {
 	kept, shown = map[string][]byte{}, map[string][]byte{}
 	s.readRedis(t, kept)
 	s.readFiles(t, kept)
-	for _, p := range append(s.apis, s.workers...) {
+	for _, p := range slices.Concat(s.apis, s.workers) {
 		kept["log of "+p.name] = []byte(p.output())
 	}
 	admin := "http://" + s.workers[0].await(t, workerAddress)
@@ -230,6 +244,33 @@ func (s *secretive) everything(t *testing.T) (kept, shown map[string][]byte) {
 	}
 	shown["list"] = s.page(t, s.urls[0]+"/v1/jobs")
 	return kept, shown
+}
+
+// spooled takes Redis away while a job is answered, and returns what the worker has written to its own disk then.
+func (s *secretive) spooled(t *testing.T) []byte {
+	t.Helper()
+	late := s.submit(chat(promptText+": answer late", ""))
+	s.awaitState(late.ID, client.StateRunning)
+	if err := s.redis.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	close(s.release)
+	var found []string
+	until(t, 30*time.Second, "the answer is on disk", func() (ok bool) {
+		var err error
+		if found, err = filepath.Glob(filepath.Join(s.system.dir, ".ferry", "spool", "*", "*.entry")); err != nil {
+			t.Fatal(err)
+		}
+		return len(found) > 0
+	})
+	text, err := os.ReadFile(found[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range slices.Concat(s.apis, s.workers) {
+		text = append(text, p.output()...) // an outage has log lines of its own
+	}
+	return text
 }
 
 func (s *secretive) page(t *testing.T, address string) []byte {
