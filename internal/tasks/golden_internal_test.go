@@ -142,6 +142,38 @@ func TestStoredFormIsTheGoldenOne(t *testing.T) {
 	require.Equal(t, string(golden), string(written), changed, specVersion+1)
 }
 
+// TestAnswerOnDiskIsTheGoldenOne does the same for the file in which an answer waits while Redis is away. The next process
+// to read it may be of another version.
+func TestAnswerOnDiskIsTheGoldenOne(t *testing.T) {
+	at := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	want := &letter{
+		Version: letterVersion, Job: "job_0190a6b2c3d47e5f8a9b0c1d2e3f4a5b", Kind: openai.Chat, Upstream: "up", CreatedAt: at,
+		Retention: time.Hour, Snoozes: 1, Run: 2, Sent: 1,
+		Ledger: []Attempt{{N: 1, Run: 2, StartedAt: at, DurationMS: 7, Status: 200, Class: httpx.OK, Reason: "ok", Sent: true}},
+		result: []byte("the packed\nanswer"),
+	}
+	written, err := want.encode()
+	require.NoError(t, err)
+	newest := filepath.Join("testdata", fmt.Sprintf("letter-v%d", letterVersion))
+	if *update {
+		require.NoError(t, os.WriteFile(newest, written, 0o600))
+	}
+	golden, err := os.ReadFile(newest)
+	require.NoError(t, err)
+	require.Equal(t, string(golden), string(written), "the form of an answer on disk has changed: if an older worker cannot deliver it, raise letterVersion; then -update")
+
+	files, err := filepath.Glob("testdata/letter-v*")
+	require.NoError(t, err)
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		got, err := decodeLetter(text)
+		require.NoError(t, err, file)
+		got.Version = letterVersion
+		require.Equal(t, want, got, file)
+	}
+}
+
 // comparable is a stored text by which two can be told apart: two that say the same may differ in how well they are
 // compressed, and do differ when they are sealed.
 func (b *bundle) comparable(t *testing.T, stored string) string {
