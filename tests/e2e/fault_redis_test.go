@@ -119,22 +119,39 @@ func TestFaultRedisPaused(t *testing.T) {
 	}
 }
 
-// A worker is told to end while it holds answers that Redis cannot take. It must not wait for ever, and the answers
-// must not be bought again.
-func TestFaultWorkerStoppedWithoutRedis(t *testing.T) {
-	t.Parallel() // it mostly waits
-	f := pairFault("worker_stopped_without_redis", func(s *system) {
-		s.shutRedis()
-		until(s.t, 10*time.Second, "the calls in flight are answered", func() bool { return s.upstream.InFlight() == 0 })
-		took := s.workers[0].stop(s.t, syscall.SIGTERM)
-		figure(s.t, "worker_stopped_without_redis_took", took)
-		s.restartRedis()
-		s.restart(s.workers[0])
-	})
-	f.also = func(r *row) {
-		if answers, _ := r.repeated(); answers > 0 {
-			r.t.Errorf("%d answers were bought again, want none: they were in the worker's hands", answers)
-		}
+// A worker ends while it holds answers that Redis cannot take: it is told to, and must not wait for ever, or it crashes
+// once it has had the time to put them on disk. When Redis is back they are delivered, by the worker when it is back as
+// well or by another of its machine, and must not be bought again.
+func TestFaultWorkerEndsWithoutRedis(t *testing.T) {
+	tests := []struct {
+		name string
+		ends func(s *system, w *process) // and Redis comes back
+	}{
+		{"worker_stopped_without_redis", func(s *system, w *process) {
+			figure(s.t, "worker_stopped_without_redis_took", w.stop(s.t, syscall.SIGTERM))
+			s.restartRedis()
+			s.restart(w)
+		}},
+		{"worker_killed_without_redis", func(s *system, w *process) {
+			pass(s.t, 3*time.Second)
+			s.kill(w)
+			s.restartRedis()
+		}},
 	}
-	f.run(t)
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel() // it mostly waits
+			f := pairFault(tt.name, func(s *system) {
+				s.shutRedis()
+				until(s.t, 10*time.Second, "the calls in flight are answered", func() bool { return s.upstream.InFlight() == 0 })
+				tt.ends(s, s.workers[0])
+			})
+			f.also = func(r *row) {
+				if answers, _ := r.repeated(); answers > 0 {
+					r.t.Errorf("%d answers were bought again, want none: they were in the worker's hands", answers)
+				}
+			}
+			f.run(t)
+		})
+	}
 }
