@@ -1,9 +1,13 @@
-// Package redistest gives a test its own redis-server, which ends with the test.
+// Package redistest gives a test a redis-server of its own, or a set of them with Sentinel or as a Cluster. They
+// end with the test.
 package redistest
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/ferry-queue/ferry/internal/redisserver"
 )
@@ -30,4 +34,39 @@ func Start(tb testing.TB, opts ...func(*redisserver.Config)) *redisserver.Server
 		}
 	})
 	return s
+}
+
+// formLimit is how long the parts of a set may take to find each other.
+const formLimit = 30 * time.Second
+
+// await looks again and again until cond holds.
+func await(tb testing.TB, what string, cond func() bool) {
+	tb.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(formLimit); !cond(); {
+		if time.Now().After(deadline) {
+			tb.Fatalf("not within %s: %s", formLimit, what)
+		}
+		<-tick.C
+	}
+}
+
+// addrs is a list of servers as it stands in a URL.
+func addrs(servers []*redisserver.Server) string {
+	list := make([]string, len(servers))
+	for i, s := range servers {
+		list[i] = s.Addr()
+	}
+	return strings.Join(list, ",")
+}
+
+// nodeAt is the server with an address.
+func nodeAt(tb testing.TB, servers []*redisserver.Server, addr string) *redisserver.Server {
+	tb.Helper()
+	i := slices.IndexFunc(servers, func(s *redisserver.Server) bool { return s.Addr() == addr })
+	if i < 0 {
+		tb.Fatalf("no server of the test has the address %s", addr)
+	}
+	return servers[i]
 }
