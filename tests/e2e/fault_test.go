@@ -27,6 +27,7 @@ type fault struct {
 	strike   func(s *system) // breaks the part, lets time go by and heals it
 	limit    time.Duration   // for all jobs to end after that; default 2m
 	want     client.State    // of all jobs; default succeeded
+	forgets  bool            // Redis may forget what it has acknowledged: that is counted, not refused
 	also     func(r *row)    // looks for what else the row promises
 }
 
@@ -36,6 +37,7 @@ type row struct {
 	struck, healed time.Time
 	jobs           []*client.Job // every accepted one as it ended, nil if it is gone
 	lost           int           // accepted and not ended
+	forgotten      []*client.Job // accepted, and there is no record of them
 	clients        *clients
 }
 
@@ -63,9 +65,12 @@ func (f fault) run(t *testing.T) {
 	r.healed = time.Now()
 	pass(t, time.Second)
 	jobs = append(jobs, r.clients.stop()...)
+	if f.forgets {
+		jobs, r.forgotten = r.remembered(jobs)
+	}
 	r.jobs, r.lost = r.waitLong(jobs, cmp.Or(f.limit, 2*time.Minute))
 	r.figure(f.name)
-	r.check(cmp.Or(f.want, client.StateSucceeded))
+	r.check(f)
 	if f.also != nil && !t.Failed() {
 		f.also(r)
 	}
@@ -116,7 +121,7 @@ func (r *row) figure(name string) {
 	}
 	r.t.Logf("FIGURE fault=%s accepted=%d ended=%d lost=%d repeated=%d unknown=%d recovery=%s open=%d states=%s "+
 		"drained=%s calls_repeated=%d orphans=%d last_orphan=%s refused=%s slowest_refusal=%s",
-		name, len(r.jobs), len(ended), r.lost, answers, unknowns, recovery.Round(time.Millisecond), open, list(states),
+		name, len(r.jobs)+len(r.forgotten), len(ended), r.lost+len(r.forgotten), answers, unknowns, recovery.Round(time.Millisecond), open, list(states),
 		lastEnd(ended).Sub(r.healed).Round(time.Millisecond), calls, len(orphans), lastOrphan.Round(time.Millisecond), list(refused), slowest.Round(time.Millisecond))
 }
 
@@ -130,22 +135,22 @@ func list(counts map[string]int) string {
 }
 
 // check fails the test for what no fault may do.
-func (r *row) check(want client.State) {
+func (r *row) check(f fault) {
 	r.t.Helper()
 	if r.lost > 0 {
 		r.t.Errorf("%d of %d accepted jobs have not ended", r.lost, len(r.jobs))
 	}
-	wantState(r.t, r.ended(), want)
+	wantState(r.t, r.ended(), cmp.Or(f.want, client.StateSucceeded))
 	known := map[string]bool{}
 	for _, job := range r.ended() {
 		known[job.ID] = true
-		if again := r.upstream.Tally(job.ID).Answers - 1; again > countAttempts(job, unknown) {
+		if again := r.upstream.Tally(job.ID).Answers - 1; again > countAttempts(job, unknown) && !f.forgets {
 			r.t.Errorf("job %s was answered %d times more, although its ledger knows all outcomes but %d:\n%s",
 				job.ID, again, countAttempts(job, unknown), show(job))
 		}
 	}
 	for id := range r.upstream.Tallies() {
-		if !known[id] && r.lost == 0 {
+		if !known[id] && r.lost+len(r.forgotten) == 0 {
 			r.t.Errorf("the upstream was called for job %s, of which nobody was told", id)
 		}
 	}

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9/logging"
 )
 
 // moduleRoot is where "go build" finds the commands.
@@ -37,6 +39,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	logging.Disable() // go-redis tells of each failed dial, and here Redis is killed on purpose
 	code := m.Run()
 	_ = os.RemoveAll(binDir) // temporary anyway
 	os.Exit(code)

@@ -39,13 +39,15 @@ func StartCluster(tb testing.TB, opts ...func(*redisserver.Config)) *Cluster {
 		}
 		c.follow(tb, c.nodes[masters+i], rdb.ClusterMyID(tb.Context()).Val())
 	}
-	for i, node := range c.nodes {
+	for _, node := range c.nodes {
 		rdb := nodeClient(tb, node)
 		await(tb, "the cluster is whole", func() bool {
 			state := rdb.ClusterInfo(tb.Context()).Val()
-			return strings.Contains(state, "cluster_state:ok") && strings.Contains(state, "cluster_size:"+strconv.Itoa(masters)) &&
-				(i < masters || strings.Contains(rdb.Info(tb.Context(), "replication").Val(), "master_link_status:up"))
+			return strings.Contains(state, "cluster_state:ok") && strings.Contains(state, "cluster_size:"+strconv.Itoa(masters))
 		})
+	}
+	for _, replica := range c.nodes[masters:] {
+		awaitData(tb, replica)
 	}
 	return c
 }
@@ -103,10 +105,4 @@ func (c *Cluster) follow(tb testing.TB, node *redisserver.Server, masterID strin
 	if err := nodeClient(tb, node).ClusterReplicate(tb.Context(), masterID).Err(); err != nil {
 		tb.Fatal(err)
 	}
-}
-
-func nodeClient(tb testing.TB, s *redisserver.Server) *redis.Client {
-	rdb := redis.NewClient(&redis.Options{Addr: s.Addr()})
-	tb.Cleanup(func() { _ = rdb.Close() }) // nothing is left to lose
-	return rdb
 }

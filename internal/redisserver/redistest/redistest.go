@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/ferry-queue/ferry/internal/redisserver"
 )
 
@@ -50,6 +52,21 @@ func await(tb testing.TB, what string, cond func() bool) {
 		}
 		<-tick.C
 	}
+}
+
+// awaitData waits until a replica has its master's data.
+func awaitData(tb testing.TB, replica *redisserver.Server) {
+	tb.Helper()
+	rdb := nodeClient(tb, replica)
+	await(tb, "a replica has the data", func() bool {
+		return strings.Contains(rdb.Info(tb.Context(), "replication").Val(), "master_link_status:up")
+	})
+}
+
+func nodeClient(tb testing.TB, s *redisserver.Server) *redis.Client {
+	rdb := redis.NewClient(&redis.Options{Addr: s.Addr()})
+	tb.Cleanup(func() { _ = rdb.Close() }) // nothing is left to lose
+	return rdb
 }
 
 // addrs is a list of servers as it stands in a URL.

@@ -24,6 +24,8 @@ const (
 	// downAfter is a tenth of the time that Sentinel suggests: an outage in a test is long enough to be seen,
 	// and the machine not so busy that a live master looks dead.
 	downAfter = 2 * time.Second
+	// A failover that has not come about by then, because the votes were split, is tried anew after twice this.
+	failoverTimeout = 3 * time.Second
 )
 
 // Sentinel is a master with two replicas and three sentinels that watch them.
@@ -33,7 +35,7 @@ type Sentinel struct {
 }
 
 // StartSentinel runs a master with two replicas and three sentinels, and returns once each sentinel knows of all
-// others. A master that does not answer for two seconds is replaced. The options configure the master and the
+// others and the replicas have the master's data. A master that does not answer for two seconds is replaced. The options configure the master and the
 // replicas, as those of [Start] do.
 func StartSentinel(tb testing.TB, opts ...func(*redisserver.Config)) *Sentinel {
 	tb.Helper()
@@ -43,6 +45,9 @@ func StartSentinel(tb testing.TB, opts ...func(*redisserver.Config)) *Sentinel {
 	}
 	for range sentinels {
 		s.sentinels = append(s.sentinels, startSentinel(tb, s.nodes[0]))
+	}
+	for _, replica := range s.nodes[1:] {
+		awaitData(tb, replica)
 	}
 	for _, sentinel := range s.sentinels {
 		awaitSet(tb, sentinel)
@@ -84,7 +89,7 @@ func startSentinel(tb testing.TB, master *redisserver.Server) *redisserver.Serve
 	text := strings.Join([]string{
 		fmt.Sprintf("sentinel monitor %s %s %s %d", masterName, host, port, quorum),
 		fmt.Sprintf("sentinel down-after-milliseconds %s %d", masterName, downAfter.Milliseconds()),
-		fmt.Sprintf("sentinel failover-timeout %s %d", masterName, (5 * downAfter).Milliseconds()),
+		fmt.Sprintf("sentinel failover-timeout %s %d", masterName, failoverTimeout.Milliseconds()),
 		"",
 	}, "\n")
 	file := filepath.Join(tb.TempDir(), "sentinel.conf")
