@@ -61,6 +61,7 @@ type options struct {
 	upstream upstreamtest.Config       // KeepJournal defaults to plenty
 	redis    func(*redisserver.Config) // changes how redis-server is run: fsync, binary, arguments
 	redisURL string                    // of a Redis that the test has started; then there is no other
+	env      []string                  // of the programs, besides what they need
 	wire     bool                      // put a wire that can be cut between the programs and redis-server
 }
 
@@ -90,7 +91,7 @@ func start(t *testing.T, o options) *system {
 		o.upstream.KeepJournal = 1 << 16
 	}
 	s := &system{t: t, dir: t.TempDir(), addrs: new(sync.Map), turn: new(atomic.Uint64)}
-	s.env = []string{"FERRY_REDIS_URL=" + s.startRedis(o)}
+	s.env = append([]string{"FERRY_REDIS_URL=" + s.startRedis(o)}, o.env...)
 	s.upstream = upstreamtest.Start(t, o.upstream)
 	transport := &http.Transport{MaxIdleConnsPerHost: 4 * parallel, DialContext: s.dial}
 	t.Cleanup(transport.CloseIdleConnections)

@@ -1,0 +1,81 @@
+package e2e_test
+
+import (
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ferry-queue/ferry/internal/redisserver"
+)
+
+// jumps are how far clocks are set wrong.
+func jumps() map[string]time.Duration {
+	return map[string]time.Duration{"ahead": time.Hour, "back": -time.Hour}
+}
+
+// Redis' clock jumps while the breaker is open, whose times are Redis'.
+func TestFaultRedisClock(t *testing.T) {
+	needProcesses(t)
+	for name, jump := range jumps() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // it mostly waits
+			clock := newSkew(t)
+			binary := clock.redisServer()
+			f := pairFault("redis_clock_"+name, func(s *system) {
+				began := time.Now()
+				s.upstream.Down()
+				s.awaitChange(began, "open", 20*time.Second)
+				clock.set(jump)
+				pass(s.t, 5*time.Second)
+				s.upstream.Up()
+				pass(s.t, 10*time.Second)
+			})
+			f.options.redis = func(c *redisserver.Config) { c.Binary = binary }
+			f.run(t)
+		})
+	}
+}
+
+// The clocks of two workers jump one after the other, so that one of them is the caretaker's.
+func TestFaultWorkerClock(t *testing.T) {
+	needProcesses(t)
+	if !long(false, true) {
+		t.Skip("FERRY_E2E_LONG is not set: this compiles the standard library anew")
+	}
+	if err := buildSkewed(); err != nil {
+		t.Fatal(err)
+	}
+	for name, jump := range jumps() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // it mostly waits
+			f := pairFault("worker_clock_"+name, func(s *system) {
+				for _, clock := range s.replaceBySkewed() {
+					pass(s.t, 2*settle)
+					clock.set(jump)
+					pass(s.t, 70*time.Second) // asynq looks for lost tasks each minute
+					clock.set(0)
+				}
+			})
+			f.limit = 5 * time.Minute
+			f.run(t)
+		})
+	}
+}
+
+// replaceBySkewed puts workers with clocks that can be wrong in the place of all others.
+func (s *system) replaceBySkewed() (clocks []*skew) {
+	s.t.Helper()
+	right := s.workers
+	s.workers = nil
+	for i := range right {
+		clock := newSkew(s.t)
+		w := launch(s.t, fmt.Sprintf("%s%d", skewedWorker, i), s.dir, append(s.env, clock.env()), "--admin-addr", "127.0.0.1:0")
+		w.await(s.t, workerAddress)
+		clocks, s.workers = append(clocks, clock), append(s.workers, w)
+	}
+	for _, w := range right {
+		w.stop(s.t, syscall.SIGTERM)
+	}
+	return clocks
+}
