@@ -68,6 +68,11 @@ reliability: ## the fault suite's figures: everything is killed, frozen or cut o
 	scripts/install-redis.sh
 	FERRY_E2E_LONG=1 go test -count=1 -timeout 40m -parallel 2 -v -run '^TestFault' ./tests/e2e
 
+.PHONY: soak
+soak: ## random faults for FERRY_SOAK_FOR (30m), the same ones again with FERRY_SOAK_SEED
+	scripts/install-redis.sh
+	FERRY_SOAK_FOR=$${FERRY_SOAK_FOR:-30m} go test -count=1 -timeout 10h -v -run "^TestFaultSoak$$" ./tests/e2e
+
 .PHONY: lint
 lint: ## golangci-lint, formatting included
 	$(TOOL) golangci-lint run

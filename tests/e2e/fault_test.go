@@ -54,7 +54,7 @@ func (f fault) run(t *testing.T) {
 	t.Helper()
 	n := cmp.Or(f.jobs, long(1000, 7500))
 	r := &row{system: start(t, f.options)}
-	r.clients = r.startClients(f.simulate)
+	r.clients = r.startClients(submitters, f.simulate)
 	jobs := r.submitAll(n, func(i int) client.SubmitRequest { return chat(fmt.Sprintf("job %d", i), f.simulate) })
 	until(t, 30*time.Second, "the upstream is called", func() bool { return r.upstream.Requests() > 0 })
 
@@ -173,8 +173,8 @@ type clients struct {
 	slowest  time.Duration  // refusal
 }
 
-// startClients begins to hand in jobs, at each API in turn. It ends with the test at the latest.
-func (s *system) startClients(simulate string) *clients {
+// startClients begins to hand in jobs, from each submitter one each submitEvery, at each API in turn. It ends with the test at the latest.
+func (s *system) startClients(submitters int, simulate string) *clients {
 	s.t.Helper()
 	c := &clients{t: s.t, stopped: make(chan struct{}), refused: map[string]int{}}
 	for _, url := range s.urls {
