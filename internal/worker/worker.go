@@ -171,7 +171,7 @@ func (w *Worker) unit(u Upstream) (*unit, error) {
 	}
 	g = newGate(br.Status, u.Breaker.WithDefaults().Probes)
 	w.metrics.breakerIs(u.Name, breaker.Closed)
-	up, err := openai.New(u.Config, br, w.metrics.calls(u.Name))
+	up, err := openai.New(u.Config, br, w.clientHooks(u.Name))
 	if err != nil {
 		return nil, err
 	}
@@ -184,6 +184,17 @@ func (w *Worker) unit(u Upstream) (*unit, error) {
 		Upstream: u.Name, Concurrency: u.Concurrency, Poll: w.cfg.Poll, Drain: w.cfg.Drain, Quiet: w.cfg.RedisAway,
 	}, handler, w.calls, w.log)
 	return &unit{upstream: up, breaker: br, server: server}, nil
+}
+
+// clientHooks are the hooks of an upstream's client.
+func (w *Worker) clientHooks(upstream string) httpx.Hooks {
+	hooks, alarm := w.metrics.calls(upstream), newAlarm(upstream, w.log)
+	counted := hooks.GiveUp
+	hooks.GiveUp = func(ctx context.Context, e *httpx.Error) {
+		counted(ctx, e)
+		alarm.raise(ctx, e)
+	}
+	return hooks
 }
 
 // held says why the jobs of an upstream are held back at the gate, or "".
