@@ -57,9 +57,17 @@ func TestFaultWorkerClock(t *testing.T) {
 					clock.set(0)
 				}
 			})
-			f.limit = 5 * time.Minute
+			f.limit, f.also = 5*time.Minute, (*row).wantNoCallAgain
 			f.run(t)
 		})
+	}
+}
+
+// wantNoCallAgain fails the test if a call was made again. It is for faults in which no worker dies or loses its upstream.
+func (r *row) wantNoCallAgain() {
+	r.t.Helper()
+	if _, calls := r.repeated(); calls > 0 {
+		r.t.Errorf("%d calls were made again, want none", calls)
 	}
 }
 

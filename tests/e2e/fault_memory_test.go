@@ -1,7 +1,7 @@
 package e2e_test
 
 import (
-	"bytes"
+	"strings"
 	"testing"
 	"time"
 
@@ -34,9 +34,13 @@ func TestFaultRedisFull(t *testing.T) {
 			t.Parallel() // it mostly waits
 			pairFault("redis_full_"+tt.name, func(s *system) {
 				rdb := store(s.t, s.redis.Addr())
-				s.fill(rdb)
+				s.addBallast(rdb)
+				running := s.running()
+				if err := rdb.ConfigSet(s.t.Context(), "maxmemory", maxMemory).Err(); err != nil {
+					s.t.Fatal(err)
+				}
 				began := time.Now()
-				if _, open := s.waitLong(s.running(), 15*time.Second); open > 0 {
+				if _, open := s.waitLong(running, 15*time.Second); open > 0 {
 					s.t.Errorf("%d of the jobs that ran when Redis got full have not ended", open)
 				}
 				figure(s.t, "redis_full_runs_ended_after", time.Since(began))
@@ -49,14 +53,14 @@ func TestFaultRedisFull(t *testing.T) {
 	}
 }
 
-// fill makes Redis use more memory than it may.
-func (s *system) fill(rdb *redis.Client) {
+// addBallast puts it into Redis, in pieces, so that it goes on answering.
+func (s *system) addBallast(rdb *redis.Client) {
 	s.t.Helper()
-	if err := rdb.Set(s.t.Context(), "ballast", bytes.Repeat([]byte{1}, ballast), 0).Err(); err != nil {
-		s.t.Fatal(err)
-	}
-	if err := rdb.ConfigSet(s.t.Context(), "maxmemory", maxMemory).Err(); err != nil {
-		s.t.Fatal(err)
+	piece := strings.Repeat("x", 1<<20)
+	for range ballast / len(piece) {
+		if err := rdb.Append(s.t.Context(), "ballast", piece).Err(); err != nil {
+			s.t.Fatal(err)
+		}
 	}
 }
 
