@@ -66,9 +66,12 @@ const leaderKey = "ferry:caretaker"
 //
 //	KEYS[1] lead  ARGV[1] name  [2] for this many ms
 //	result  1 if the name has the lead
+//
+// DEL comes first because a full Redis does not refuse it: what makes room again is led too.
 var leadScript = redis.NewScript(`
 local who = redis.call("GET", KEYS[1])
 if who and who ~= ARGV[1] then return 0 end
+redis.call("DEL", KEYS[1])
 redis.call("SET", KEYS[1], ARGV[1], "PX", ARGV[2])
 return 1
 `)

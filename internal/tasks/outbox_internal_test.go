@@ -363,3 +363,20 @@ func TestFullRedisTakesNoJobsAndEndsThoseItHas(t *testing.T) {
 	require.NoError(t, err)
 	b.in(t, waits.ID, Queued)
 }
+
+func TestFullRedisIsSwept(t *testing.T) {
+	b := newBundle(t)
+	care := NewCaretaker(b.Queue, []string{"up"}, held(""), discard())
+	ended, running, waits := b.submit(t), b.submit(t), b.submit(t)
+	_, err := b.Cancel(t.Context(), ended.ID)
+	require.NoError(t, err)
+	_, err = b.seize(t.Context(), running.ID)
+	require.NoError(t, err)
+	full(t, b)
+	care.round(t.Context(), time.Now().Add(25*time.Hour), false)
+	_, err = b.Get(t.Context(), ended.ID, Summary)
+	require.ErrorIs(t, err, ErrNotFound, "its retention is over, and its memory is free")
+	require.Equal(t, Expired, b.must(t, waits.ID).State)
+	b.in(t, waits.ID, Expired)
+	require.Equal(t, Running, b.must(t, running.ID).State, "its run sees for itself")
+}

@@ -152,14 +152,15 @@ for _, id in ipairs(ids) do
   if not state then
     redis.call("ZREM", KEYS[2], id)
   elseif state == "running" then
+    redis.call("ZREM", KEYS[2], id)
     redis.call("ZADD", KEYS[2], string.format("%.0f", ARGV[1] + ARGV[3]), id)
   elseif state == "queued" or state == "snoozed" or state == "retrying" then
     local due = string.format("%.0f", ARGV[1] + had[3])
     local failure = ARGV[4]
     local why = had[4] or held[string.match(had[5], "^(.*):")]
     if why then failure = ARGV[5] .. why .. ARGV[6] end
-    redis.call("HSET", key, "state", "expired", "updated", ARGV[1], "ended", ARGV[1], "due", due, "error", failure)
     redis.call("HDEL", key, "run_at", "why")
+    redis.call("HSET", key, "state", "expired", "updated", ARGV[1], "ended", ARGV[1], "due", due, "error", failure)
     redis.call("ZADD", KEYS[2], due, id)
     redis.call("ZREM", KEYS[3] .. state, id)
     redis.call("ZADD", KEYS[3] .. "expired", had[2], id)
