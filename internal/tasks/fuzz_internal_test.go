@@ -41,7 +41,9 @@ func FuzzTask(f *testing.F) {
 	})
 }
 
-func unreachable(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no redis") }
+func unreachable(context.Context, string, string) (net.Conn, error) {
+	return nil, errors.New("no redis")
+}
 
 // FuzzRecord looks for a record that stops whoever reads it. What can be read of it must be fit to be written again.
 func FuzzRecord(f *testing.F) {
