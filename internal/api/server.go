@@ -238,10 +238,10 @@ func (s *Server) logRequest(c echo.Context, v middleware.RequestLoggerValues) er
 	level := slog.LevelInfo
 	switch {
 	case v.Status == http.StatusInsufficientStorage: // refused, as a client's mistake is; Redis' state is told elsewhere
+	case isOperational(v.RoutePath) && (v.Status < http.StatusInternalServerError || v.Status == http.StatusServiceUnavailable):
+		level = slog.LevelDebug // probes and scrapes would drown the rest; a server that is not ready has told the prober
 	case v.Status >= http.StatusInternalServerError:
 		level = slog.LevelError
-	case isOperational(v.RoutePath):
-		level = slog.LevelDebug // probes and scrapes would drown the rest
 	}
 	attrs := []slog.Attr{
 		slog.String("request_id", v.RequestID), slog.String("method", v.Method), slog.String("path", v.URIPath),

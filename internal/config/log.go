@@ -20,7 +20,7 @@ func (l Log) level() (slog.Level, error) {
 	return level, nil
 }
 
-// Logger returns the logger an operator asked for, which says once that Redis is away. l has been validated.
+// Logger returns the logger an operator asked for, made quiet about a Redis that is away. l has been validated.
 func (l Log) Logger(w io.Writer) *slog.Logger {
 	level, _ := l.level() // valid: see Validate
 	terminal := isTerminal(w)

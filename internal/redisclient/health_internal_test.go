@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -320,28 +321,36 @@ func TestAClusterIsAwayWithAllItsMasters(t *testing.T) {
 }
 
 func TestQuiet(t *testing.T) {
-	away := fmt.Errorf("tasks: job 7: %w", fmt.Errorf("%w: %w", ErrAway, io.EOF))
+	away := slog.Any("error", fmt.Errorf("tasks: job 7: %w", fmt.Errorf("%w: %w", ErrAway, io.EOF)))
 	tests := []struct {
 		name  string
 		level slog.Level // of the logger
 		attr  slog.Attr
-		want  string // level of the line; "" is none
+		want  []string // level of the lines of four records: two at once, one of another message, one a minute later
 	}{
-		{"an outage is no news", slog.LevelInfo, slog.Any("error", away), ""},
-		{"an outage is chatter", slog.LevelDebug, slog.Any("error", away), "DEBUG"},
-		{"another error is news", slog.LevelInfo, slog.Any("error", io.EOF), "ERROR"},
-		{"so is no error", slog.LevelInfo, slog.String("error", "redis is away"), "ERROR"},
+		{"an outage is news once", slog.LevelInfo, away, []string{"ERROR", "WARN", "ERROR"}},
+		{"and then chatter", slog.LevelDebug, away, []string{"ERROR", "DEBUG", "WARN", "ERROR"}},
+		{"another error is news each time", slog.LevelInfo, slog.Any("error", io.EOF), []string{"ERROR", "ERROR", "WARN", "ERROR"}},
+		{"so is no error", slog.LevelInfo, slog.String("error", "redis is away"), []string{"ERROR", "ERROR", "WARN", "ERROR"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			var b bytes.Buffer
-			log := slog.New(Quiet(slog.NewTextHandler(&b, &slog.HandlerOptions{Level: tt.level}))).With("job_id", "7").WithGroup("g")
-			log.LogAttrs(t.Context(), slog.LevelError, "claim failed", slog.Int("n", 1), tt.attr)
-			if tt.want == "" {
-				require.Empty(t, b.String())
-				return
-			}
-			require.Contains(t, b.String(), "level="+tt.want+` msg="claim failed" job_id=7 g.n=1`)
+			synctest.Test(t, func(t *testing.T) {
+				var b bytes.Buffer
+				all := slog.New(Quiet(slog.NewTextHandler(&b, &slog.HandlerOptions{Level: tt.level})))
+				log := all.With("job_id", "7").WithGroup("g")
+				log.LogAttrs(t.Context(), slog.LevelError, "claim failed", slog.Int("n", 1), tt.attr)
+				all.LogAttrs(t.Context(), slog.LevelError, "claim failed", tt.attr)
+				log.LogAttrs(t.Context(), slog.LevelWarn, "caretaker", tt.attr)
+				time.Sleep(quietFor)
+				log.LogAttrs(t.Context(), slog.LevelError, "claim failed", tt.attr)
+				require.Contains(t, b.String(), `level=ERROR msg="claim failed" job_id=7 g.n=1 g.error=`)
+				var levels []string
+				for _, level := range regexp.MustCompile(`level=(\w+)`).FindAllStringSubmatch(b.String(), -1) {
+					levels = append(levels, level[1])
+				}
+				require.Equal(t, tt.want, levels)
+			})
 		})
 	}
 }
