@@ -1,9 +1,12 @@
 package tasks
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -272,4 +275,18 @@ func TestAsynqKeys(t *testing.T) {
 
 	_, err := b.client.Enqueue(asynq.NewTask(taskType, nil), asynq.TaskID(job.ID), asynq.Queue(q))
 	require.ErrorIs(t, err, asynq.ErrTaskIDConflict, "the task ID is what makes enqueueing safe to repeat")
+}
+
+func TestAsynqIsQuietWhileRedisIsAway(t *testing.T) {
+	var b bytes.Buffer
+	away := false
+	l := asynqLog{log: slog.New(slog.NewTextHandler(&b, nil)), quiet: func() bool { return away }}
+	l.Error("Dequeue error: EOF")
+	l.Warn("Retry exhausted for task id=7")
+	l.Info("Starting processing")
+	require.Equal(t, 1, strings.Count(b.String(), "\n"), b.String())
+	away = true
+	l.Error("Dequeue error: EOF")
+	l.Warn("Could not push task")
+	require.Equal(t, 1, strings.Count(b.String(), "\n"), b.String())
 }
