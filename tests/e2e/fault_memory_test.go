@@ -32,7 +32,7 @@ func TestFaultRedisFull(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel() // it mostly waits
-			pairFault("redis_full_"+tt.name, func(s *system) {
+			f := pairFault("redis_full_"+tt.name, func(s *system) {
 				rdb := store(s.t, s.redis.Addr())
 				s.addBallast(rdb)
 				running := s.running()
@@ -44,11 +44,13 @@ func TestFaultRedisFull(t *testing.T) {
 					s.t.Errorf("%d of the jobs that ran when Redis got full have not ended", open)
 				}
 				figure(s.t, "redis_full_runs_ended_after", time.Since(began))
-				pass(s.t, 3*time.Second)
+				pass(s.t, 2*time.Second)
 				if err := tt.heal(s.t, rdb); err != nil {
 					s.t.Fatal(err)
 				}
-			}).run(t)
+			})
+			f.jobs = fewer()
+			f.run(t)
 		})
 	}
 }

@@ -89,7 +89,7 @@ func longestLife(jobs []*client.Job) (life time.Duration) {
 type soak struct {
 	*system
 	until   time.Time
-	longest time.Duration // of a fault, and of the quiet before it
+	longest time.Duration // of a fault; the quiet before it is up to twice that
 
 	mu     sync.Mutex // guards struck
 	struck map[string]int
@@ -109,7 +109,7 @@ func soakLanes() [][]soakFault {
 // lane breaks its part again and again. What it draws does not depend on how long anything took.
 func (s *soak) lane(faults []soakFault, rnd *rand.Rand) {
 	for {
-		quiet, lasts, which := s.draw(rnd), s.draw(rnd), rnd.Uint32()
+		quiet, lasts, which := s.draw(rnd)+s.draw(rnd), s.draw(rnd), rnd.Uint32()
 		f := faults[rnd.IntN(len(faults))]
 		if time.Now().Add(quiet + lasts).After(s.until) {
 			return

@@ -31,6 +31,9 @@ type fault struct {
 	also     func(r *row)    // looks for what else the row promises
 }
 
+// fewer are the jobs of a fault that need not find a long queue.
+func fewer() int { return long(300, 5000) }
+
 // row is what became of a fault.
 type row struct {
 	*system
