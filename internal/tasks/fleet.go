@@ -40,9 +40,13 @@ type sighting struct {
 }
 
 const (
-	beatEvery = 2 * time.Second
-	// deadAfter is how long a beat must stand still. A dead worker's tasks come back after about as long.
-	deadAfter = 10 * time.Second
+	beatEvery = time.Second
+	// beatLimit bounds one look. A look that fails starts the watch anew, so a slow Redis is borne.
+	beatLimit = 2 * time.Second
+	// deadAfter is how long a beat must stand still. It is soon enough for the verdict to be there before
+	// the first task of a dead worker is: one that came too early would go behind all that wait. A worker
+	// that is only slow is not run over by it, for its tasks stay with it until deadLease.
+	deadAfter = 5 * time.Second
 	// forgetAfter is when a dead worker's beat is removed.
 	forgetAfter = 10 * time.Minute
 )
@@ -96,7 +100,7 @@ func (f *Fleet) forget(ctx context.Context, names ...string) error {
 
 // round beats once and looks at the others.
 func (f *Fleet) round(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, beatEvery)
+	ctx, cancel := context.WithTimeout(ctx, beatLimit)
 	defer cancel()
 	beats, err := f.publish(ctx)
 	gone := f.saw(time.Now(), beats, err)

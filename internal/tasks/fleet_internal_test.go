@@ -152,6 +152,11 @@ func TestDeadWorkersAreForgotten(t *testing.T) {
 	})
 }
 
+// A lease may have been renewed 5 s before its worker died; a beat may have come at that moment, and be seen one later.
+func TestAWorkerIsKnownForDeadBeforeItsTasksComeBack(t *testing.T) {
+	require.LessOrEqual(t, beatEvery+deadAfter, deadLease-5*time.Second)
+}
+
 func TestHolderNames(t *testing.T) {
 	want := holder{worker: "w", beat: 12, run: 3}
 	got, ok := parseHolder(want.String())
