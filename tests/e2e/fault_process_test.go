@@ -58,7 +58,7 @@ func TestFaultWorkerKilled(t *testing.T) {
 	t.Parallel() // it mostly waits
 	f := pairFault("worker_killed_1_of_2", func(s *system) { s.kill(s.workers[0]) })
 	f.before = settle
-	f.also = func(r *row) { r.wantOrphans(places(), 20*time.Second) }
+	f.also = func(r *row) { r.wantOrphans(places(), 25*time.Second) }
 	f.run(t)
 }
 
@@ -92,7 +92,7 @@ func TestFaultWorkerFrozen(t *testing.T) {
 	})
 	f.before = settle
 	f.also = func(r *row) {
-		r.wantOrphans(places(), 20*time.Second)
+		r.wantOrphans(places(), 25*time.Second)
 		until(r.t, 30*time.Second, "the worker has noticed that it was overtaken", func() bool {
 			return strings.Contains(r.workers[0].output(), "run was overtaken")
 		})
