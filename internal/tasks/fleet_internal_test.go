@@ -3,6 +3,7 @@ package tasks
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"sync"
 	"testing"
@@ -197,4 +198,42 @@ func TestClaimThatIsMadeTwiceCountsOnce(t *testing.T) {
 		require.Equal(t, chatBody, string(job.Request))
 	}
 	b.in(t, id, Running)
+}
+
+// A Redis that carries a claim out and dies before it replies.
+func TestClaimWithoutAReplyIsMadeAgain(t *testing.T) {
+	b := newBundle(t)
+	up := &upstream{answers: []answer{says(`{}`)}}
+	h := b.handler(up, NewCalls())
+	id := b.submit(t).ID
+	b.rdb.AddHook(&mute{command: "evalsha", times: 3})
+	require.NoError(t, runOnce(t, h, id))
+	job := b.must(t, id)
+	require.Equal(t, Succeeded, job.State)
+	require.Equal(t, []int{1, 0, 1}, []int{job.Runs, job.Crashes, up.count()})
+	require.Len(t, job.Ledger, 1, "nobody was lost")
+}
+
+// mute loses the replies to the first commands of a kind.
+type mute struct {
+	command string
+	times   int
+}
+
+func (m *mute) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (m *mute) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+func (m *mute) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		err := next(ctx, cmd)
+		if err == nil && cmd.Name() == m.command && m.times > 0 {
+			m.times--
+			cmd.SetErr(io.EOF)
+			return io.EOF
+		}
+		return err
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/ferry-queue/ferry/internal/httpx"
 	"github.com/ferry-queue/ferry/internal/openai"
@@ -162,18 +163,36 @@ func (h *Handler) patience() patience {
 	return patience{backoff: h.backoff, now: time.Now(), rnd: rand.Float64}
 }
 
-// claim takes the job for this run. A nil job means that there is nothing to run: the error is what asynq
-// should hear.
+// claim takes the job for this run. A claim without a reply may have been carried out, so it is made again
+// until there is one: else the next run would take this one for lost. A nil job means that there is nothing
+// to run; the error is what asynq should hear.
 func (h *Handler) claim(ctx context.Context, id, by string) (*Job, error) {
-	// Redis may be slow; asynq's context may be about to end; neither should leave a claim half made.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), persistStep)
+	// asynq's context may be about to end.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), persistLimit)
 	defer cancel()
-	job, err := h.queue.claim(ctx, id, by, 0)
+	for wait := persistWait; ; wait = min(2*wait, persistMax) {
+		job, back, err := h.claimOnce(ctx, id, by)
+		if err == nil {
+			return job, back
+		}
+		h.log.LogAttrs(ctx, slog.LevelError, "claim failed", slog.String("job_id", id), slog.Any("error", err))
+		if replied(err) || ctx.Err() != nil || sleep(h.closing, wait) != nil {
+			return nil, &comeBack{delay: time.Second, state: Queued, reason: "redis_unavailable"}
+		}
+	}
+}
+
+// claimOnce is one try to take the job. back is what asynq should hear if there is nothing to run, and err
+// is Redis'.
+func (h *Handler) claimOnce(ctx context.Context, id, by string) (job *Job, back, err error) {
+	ctx, cancel := context.WithTimeout(ctx, persistStep)
+	defer cancel()
+	job, err = h.queue.claim(ctx, id, by, 0)
 	if held, ok := errors.AsType[*heldError](err); ok {
 		lost, doubt := h.fleet.lost(ctx, id, held.by)
 		if !lost && doubt == nil {
 			// asynq takes that run for dead, and is wrong: this one would buy the same answer again.
-			return nil, &comeBack{delay: heldDelay, state: Running, reason: "another_run_has_it"}
+			return nil, &comeBack{delay: heldDelay, state: Running, reason: "another_run_has_it"}, nil
 		}
 		if err = doubt; lost {
 			job, err = h.queue.claim(ctx, id, by, held.run)
@@ -181,18 +200,20 @@ func (h *Handler) claim(ctx context.Context, id, by string) (*Job, error) {
 	}
 	if ended, ok := errors.AsType[*StateError](err); ok {
 		if !h.rerunByOperator(ctx, id, ended.State) {
-			return nil, nil // it ended in an earlier run whose acknowledgement was lost
+			return nil, nil, nil // it ended in an earlier run whose acknowledgement was lost
 		}
 		job, err = h.queue.claim(ctx, id, by, 0)
 	}
-	switch {
-	case err == nil:
-		return job, nil
-	case errors.Is(err, ErrNotFound):
-		return nil, nil // deleted, or its retention is over: nobody waits for it
+	if errors.Is(err, ErrNotFound) {
+		return nil, nil, nil // deleted, or its retention is over: nobody waits for it
 	}
-	h.log.LogAttrs(ctx, slog.LevelError, "claim failed", slog.String("job_id", id), slog.Any("error", err))
-	return nil, &comeBack{delay: time.Second, state: Queued, reason: "redis_unavailable"}
+	return job, nil, err
+}
+
+// replied reports whether an error is Redis' own.
+func replied(err error) bool {
+	_, ok := errors.AsType[redis.Error](err)
+	return ok
 }
 
 // heldDelay is when a job that another run seems to have is looked at again.
