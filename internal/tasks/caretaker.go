@@ -23,14 +23,15 @@ type Caretaker struct {
 	held      func(upstream string) (reason string)
 	log       *slog.Logger
 	name      string
-	leases    map[string]map[string]lease // by queue and task, as long as this one leads without a gap
+	leases    map[string]map[string]lease // by queue and task, while this one leads
 	next      cursor                      // where the reconciler goes on
 }
 
-// lease is when a task's lease ends, by the clock of the worker that has it, and since when it has been seen so.
+// lease is when a task's lease ends, by the clock of the worker that has it, and how many rounds have seen
+// it so.
 type lease struct {
-	ends  float64
-	since time.Time
+	ends   float64
+	rounds int
 }
 
 // cursor walks over the open jobs of all parts, a batch at a time.
@@ -43,9 +44,9 @@ const (
 	careEvery = time.Second
 	// leaderFor is how long a caretaker that died keeps the others waiting.
 	leaderFor = 3 * time.Second
-	// deadLease is how long a lease may go without being renewed. asynq renews each 5 s, so this one has
-	// missed two.
-	deadLease  = 11 * time.Second
+	// deadRounds is how many rounds, and so seconds, may see a lease that is not renewed. asynq renews each
+	// 5 s, so this one has missed two.
+	deadRounds = 12
 	reapBatch  = 500
 	sweepBatch = 200
 	// A running job whose time is over is looked at again after this.
@@ -119,7 +120,10 @@ func (c *Caretaker) round(ctx context.Context, now time.Time, reconcile bool) {
 	ctx, cancel := context.WithTimeout(ctx, leaderFor)
 	defer cancel()
 	lead, err := leadScript.Run(ctx, c.queue.rdb, []string{leaderKey}, c.name, leaderFor.Milliseconds()).Int()
-	if err != nil || lead == 0 {
+	if err != nil {
+		return
+	}
+	if lead == 0 {
 		c.leases = nil
 		return
 	}
@@ -130,7 +134,6 @@ func (c *Caretaker) round(ctx context.Context, now time.Time, reconcile bool) {
 	for _, step := range steps {
 		if err := step(ctx, now); err != nil && ctx.Err() == nil {
 			c.log.LogAttrs(ctx, slog.LevelWarn, "caretaker", slog.Any("error", err))
-			c.leases = nil
 			return
 		}
 	}
@@ -166,9 +169,10 @@ func (c *Caretaker) sweep(ctx context.Context, now time.Time) error {
 }
 
 // reap puts the tasks of dead workers back to the head of their queues. A lease's end is a time by its
-// worker's clock, which may be wrong, so it is only looked at whether it moves; and after an outage of
-// Redis, when all leases are old, the watch starts anew.
-func (c *Caretaker) reap(ctx context.Context, now time.Time) error {
+// worker's clock, which may be wrong, so it is only looked at whether it moves. Rounds that an outage of
+// Redis has made impossible do not count, since no lease can be renewed then either. A lease that is
+// judged wrongly all the same costs no call: see [Fleet].
+func (c *Caretaker) reap(ctx context.Context, _ time.Time) error {
 	if c.leases == nil {
 		c.leases = make(map[string]map[string]lease)
 	}
@@ -178,7 +182,7 @@ func (c *Caretaker) reap(ctx context.Context, now time.Time) error {
 			return fmt.Errorf("reap %s: %w", queue, err)
 		}
 		var dead []any
-		c.leases[queue], dead = judgeLeases(c.leases[queue], held, now)
+		c.leases[queue], dead = judgeLeases(c.leases[queue], held)
 		count := 0
 		for batch := range slices.Chunk(dead, 2*reapBatch) {
 			keys := []string{asynqLease(queue), asynqActive(queue), asynqPending(queue)}
@@ -196,16 +200,16 @@ func (c *Caretaker) reap(ctx context.Context, now time.Time) error {
 }
 
 // judgeLeases returns the leases as they are now seen, and those that nobody renews as task, end, ...
-func judgeLeases(before map[string]lease, held []redis.Z, now time.Time) (seen map[string]lease, dead []any) {
+func judgeLeases(before map[string]lease, held []redis.Z) (seen map[string]lease, dead []any) {
 	seen = make(map[string]lease, len(held))
 	for _, z := range held {
 		id := text(z.Member)
-		was, ok := before[id]
-		if !ok || was.ends != z.Score {
-			was = lease{ends: z.Score, since: now}
+		rounds := 0
+		if was, ok := before[id]; ok && was.ends == z.Score {
+			rounds = was.rounds + 1
 		}
-		seen[id] = was
-		if now.Sub(was.since) >= deadLease {
+		seen[id] = lease{ends: z.Score, rounds: rounds}
+		if rounds >= deadRounds {
 			dead = append(dead, id, z.Score)
 		}
 	}

@@ -18,37 +18,34 @@ import (
 // job that is being run from being run by a second worker, whatever asynq thinks of the first.
 //
 // The idea: each worker counts up a number, its beat, and publishes with it the jobs it has. A worker is
-// dead when its beat has stood still for as long as this process has watched. No clocks are compared, so
-// one that is wrong takes nobody for dead; and an outage of Redis, which stops every beat, starts the
-// watch anew.
+// dead when this process has seen the same beat so many times over. Clocks are not compared, so one that
+// is wrong takes nobody for dead. And what is counted is looks, not time: an outage of Redis, which stops
+// every beat, stops every look too, and one outage after another only delays the verdict.
 type Fleet struct {
 	rdb  redis.UniversalClient
 	name string
 
-	mu       sync.Mutex          // guards what follows
-	beat     int64               // the last one published, or being published
-	runs     int64               // begun by this process
-	jobs     map[string]int      // this process has, by how many runs
-	others   map[string]sighting // by worker, this one included
-	watching time.Time           // since when every look has succeeded; zero: the last one failed
+	mu     sync.Mutex          // guards what follows
+	beat   int64               // the last one published, or being published
+	runs   int64               // begun by this process
+	jobs   map[string]int      // this process has, by how many runs
+	looks  int64               // that Redis has answered
+	others map[string]sighting // by worker, this one included
 }
 
-// sighting is a worker's beat and since when it has been that.
-type sighting struct {
-	beat  int64
-	since time.Time
-}
+// sighting is a worker's beat and the look that was the first to see it.
+type sighting struct{ beat, look int64 }
 
 const (
 	beatEvery = time.Second
-	// beatLimit bounds one look. A look that fails starts the watch anew, so a slow Redis is borne.
+	// beatLimit bounds one look.
 	beatLimit = 2 * time.Second
-	// deadAfter is how long a beat must stand still. It is soon enough for the verdict to be there before
-	// the first task of a dead worker is: one that came too early would go behind all that wait. A worker
-	// that is only slow is not run over by it, for its tasks stay with it until deadLease.
-	deadAfter = 5 * time.Second
-	// forgetAfter is when a dead worker's beat is removed.
-	forgetAfter = 10 * time.Minute
+	// deadLooks is how many looks must see no other beat. The verdict is then there before the first task
+	// of a dead worker is: one that came too early would go behind all that wait. A worker that is only
+	// slow is not run over by it, for its tasks stay with it until deadRounds.
+	deadLooks = 6
+	// forgetLooks is after how many a dead worker's beat is removed: ten minutes.
+	forgetLooks = 600
 )
 
 // The keys of the fleet have a hash tag in common, so that one transaction writes both:
@@ -103,8 +100,10 @@ func (f *Fleet) round(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, beatLimit)
 	defer cancel()
 	beats, err := f.publish(ctx)
-	gone := f.saw(time.Now(), beats, err)
-	if len(gone) > 0 {
+	if err != nil {
+		return
+	}
+	if gone := f.saw(beats); len(gone) > 0 {
 		_ = f.forget(ctx, gone...) // the next round tries again
 	}
 }
@@ -138,42 +137,20 @@ func (f *Fleet) mine() (beat int64, ids []string) {
 }
 
 // saw notes what a look has shown, and returns the workers that nobody need remember.
-func (f *Fleet) saw(now time.Time, beats map[string]string, err error) (gone []string) {
+func (f *Fleet) saw(beats map[string]string) (gone []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err != nil {
-		f.watching = time.Time{}
-		return nil
-	}
-	if f.watching.IsZero() {
-		f.watching = now
-		clear(f.others)
-	}
+	f.looks++
 	for name, text := range beats {
 		beat, _ := strconv.ParseInt(text, 10, 64) // what is not a number does not move
 		if was, ok := f.others[name]; !ok || was.beat != beat {
-			f.others[name] = sighting{beat: beat, since: now}
-		} else if now.Sub(was.since) >= forgetAfter {
+			f.others[name] = sighting{beat: beat, look: f.looks}
+		} else if f.looks-was.look >= forgetLooks {
 			gone = append(gone, name)
 			delete(f.others, name)
 		}
 	}
 	return gone
-}
-
-// Workers is how many workers have beaten lately, this one included; 0 while Redis is away.
-func (f *Fleet) Workers() (alive int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.watching.IsZero() {
-		return 0
-	}
-	for _, s := range f.others {
-		if time.Since(s.since) < deadAfter {
-			alive++
-		}
-	}
-	return alive
 }
 
 // hold notes that a run of this process has a job, or is about to claim it, and returns by what name the
@@ -217,14 +194,8 @@ func (f *Fleet) judge(id string, h holder) (gone, sure bool) {
 	if h.worker == f.name {
 		return f.jobs[id] <= 1, true // but for the caller nobody here has it
 	}
-	if f.watching.IsZero() {
-		return false, true
-	}
-	last, known := f.others[h.worker]
-	if !known {
-		last.since = f.watching
-	}
-	if time.Since(last.since) >= deadAfter {
+	last, known := f.others[h.worker] // one never seen counts from the first look
+	if f.looks-last.look >= deadLooks {
 		return true, true
 	}
 	return false, !known || last.beat <= h.beat
