@@ -27,6 +27,7 @@ upstreams:
 
 // Redis' clock jumps while the breaker is open, whose times are Redis'.
 func TestFaultRedisClock(t *testing.T) {
+	t.Parallel() // it mostly waits
 	needProcesses(t)
 	for name, jump := range jumps() {
 		t.Run(name, func(t *testing.T) {
@@ -51,6 +52,7 @@ func TestFaultRedisClock(t *testing.T) {
 
 // The clocks of two workers jump one after the other, so that one of them is the caretaker's.
 func TestFaultWorkerClock(t *testing.T) {
+	t.Parallel() // it mostly waits
 	needProcesses(t)
 	if !long(false, true) {
 		t.Skip("FERRY_E2E_LONG is not set: this compiles the standard library anew")

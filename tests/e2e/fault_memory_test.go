@@ -18,6 +18,7 @@ const (
 
 // A Redis that is full takes no new jobs, and those that run end all the same. It goes on by itself once there is room.
 func TestFaultRedisFull(t *testing.T) {
+	t.Parallel() // it mostly waits
 	tests := []struct {
 		name string
 		heal func(t *testing.T, rdb *redis.Client) error

@@ -48,6 +48,7 @@ upstreams:
 
 // An upstream that fails in whatever way costs time, but no job, and leaves nothing open in a worker.
 func TestFaultUpstream(t *testing.T) {
+	t.Parallel() // it mostly waits
 	for _, kind := range []upstreamtest.Kind{upstreamtest.Timeout, upstreamtest.Reset, upstreamtest.SlowBody, upstreamtest.Garbage} {
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel() // it mostly waits
