@@ -1,12 +1,10 @@
 package tasks
 
 import (
-	"context"
 	"flag"
 	"fmt"
 	"io/fs"
 	"maps"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,8 +16,6 @@ import (
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/hibiken/asynq"
-	"github.com/redis/go-redis/v9"
-	"github.com/redis/go-redis/v9/maintnotifications"
 	"github.com/stretchr/testify/require"
 
 	"github.com/ferry-queue/ferry/internal/httpx"
@@ -37,15 +33,11 @@ testdata/v%d with -update, and leave the old files as they are.`
 func virtual(t *testing.T, cfg Config, test func(t *testing.T, b *bundle)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		m := miniredis.NewMiniRedis()
-		rdb := redis.NewClient(&redis.Options{
-			Addr:                     "127.0.0.1:1", // never dialed
-			Dialer:                   func(context.Context, string, string) (net.Conn, error) { return m.Dial() },
-			MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
-		})
+		s := &sea{server: miniredis.NewMiniRedis()}
+		rdb := s.client()
 		t.Cleanup(func() {
 			require.NoError(t, rdb.Close())
-			m.Close()
+			s.server.Close()
 		})
 		b := &bundle{rdb: rdb, watcher: NewWatcher(rdb, discard())}
 		var err error
