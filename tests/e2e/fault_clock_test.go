@@ -42,7 +42,7 @@ func TestFaultRedisClock(t *testing.T) {
 				pass(s.t, 2*time.Second)
 				s.upstream.Up()
 			})
-			f.jobs, f.limit = fewer(), 30*time.Second
+			f.jobs, f.limit = fewer(), time.Minute
 			f.options.config = fill(clockConfig, "$PLACES", places())
 			f.options.redis = func(c *redisserver.Config) { c.Binary = binary }
 			f.run(t)
