@@ -183,6 +183,7 @@ func TestReaperDoesNotCountAnOutage(t *testing.T) {
 	require.NoError(t, b.server.Stop(context.Background()))
 	rounds(2 * deadRounds)
 	require.NoError(t, b.server.Restart(context.Background()))
+	eventually(t, 5*time.Second, "the client has noticed", func() bool { return b.rdb.Ping(t.Context()).Err() == nil })
 	require.Zero(t, pending())
 	require.NoError(t, care.reap(t.Context(), time.Now()))
 	require.EqualValues(t, 1, pending(), "nor is what was seen before it forgotten: outages may follow each other")
