@@ -64,9 +64,9 @@ breaker: ## the breaker's figures: three workers, real Redis, faults; about 15 m
 	cd tests/bench && go test -run '^$$' -bench Breaker -benchmem -count 5
 
 .PHONY: reliability
-reliability: ## the fault suite's figures: everything is killed, frozen or cut off under load; about 15 minutes
+reliability: ## the fault suite's figures: parts are killed, frozen or cut off under load; about 25 minutes
 	scripts/install-redis.sh
-	FERRY_E2E_LONG=1 go test -count=1 -timeout 40m -parallel 2 -v -run '^TestFault' ./tests/e2e
+	FERRY_E2E_LONG=1 go test -count=1 -timeout 60m -parallel 2 -v -run '^TestFault' -skip '^TestFaultSoak$$' ./tests/e2e
 
 .PHONY: soak
 soak: ## random faults for FERRY_SOAK_FOR (30m), the same ones again with FERRY_SOAK_SEED
