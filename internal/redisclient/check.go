@@ -98,7 +98,7 @@ func (s server) check(needs Needs) (found []Finding) {
 		add(false, "maxmemory", "is not set: Redis may grow until the system kills it; set a limit below the machine's memory")
 	}
 	if s.skew.Abs() > 5*time.Second {
-		add(false, "time", "differs from this machine's clock by %s: leases would end early or late; synchronise the clocks", s.skew.Round(time.Second))
+		add(false, "time", "differs from this machine's clock by %s: delayed jobs would start, and jobs expire, early or late; synchronise the clocks", s.skew.Round(time.Second))
 	}
 	if s.replicas > 0 && s.minReplicas == "0" {
 		add(false, "min-replicas-to-write", "is 0: a failover may lose jobs that were accepted and had not reached a replica; set it to 1")
