@@ -81,11 +81,14 @@ install_valkey() {
 	[ -r /etc/os-release ] || return 1
 	# shellcheck source=/dev/null
 	release=$(. /etc/os-release && [ "$ID" = debian ] && printf %s "$VERSION_CODENAME") || return 1
+	# The mirror that the machine uses has the backports too.
+	mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $release" | head -n 1)
+	[ -n "$mirror" ] || return 1
 	scratch=$(mktemp -d)
 	chmod 755 "$scratch" # apt's own user reads it
 	mkdir "$scratch/lists"
-	printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian %s-backports main\n' \
-		"$release" >"$scratch/sources.list"
+	printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s-backports main\n' \
+		"$mirror" "$release" >"$scratch/sources.list"
 	with_backports update && with_backports -y --no-install-recommends install valkey-server
 }
 
