@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"io"
 	"net/http"
@@ -9,30 +8,13 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/ferry-queue/ferry/internal/logtest"
 )
-
-// safeBuffer may be read while a command still writes.
-type safeBuffer struct {
-	mu sync.Mutex // guards b
-	b  bytes.Buffer
-}
-
-func (s *safeBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *safeBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
-}
 
 func TestDevAndSimExitWithTwoOnMistakes(t *testing.T) {
 	t.Chdir(t.TempDir())
@@ -56,7 +38,7 @@ func TestDevAndSimExitWithTwoOnMistakes(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.args, func(t *testing.T) {
-			var stdout, stderr safeBuffer
+			var stdout, stderr logtest.Buffer
 			env := Env{Ctx: t.Context(), Stdout: &stdout, Stderr: &stderr, Getenv: func(name string) string { return tt.env[name] }}
 			require.Equal(t, exitUsage, run(env, strings.Fields(tt.args)), stderr.String())
 			require.Contains(t, stderr.String(), tt.want)
@@ -69,7 +51,7 @@ func TestDevAndSimExitWithTwoOnMistakes(t *testing.T) {
 func TestATakenAddressIsAFailure(t *testing.T) {
 	t.Chdir(t.TempDir())
 	for _, args := range []string{"sim --addr 256.0.0.1:1", "dev --memory --addr 256.0.0.1:1", "dev --memory --addr 127.0.0.1:0 --admin-addr 256.0.0.1:1"} {
-		var stdout, stderr safeBuffer
+		var stdout, stderr logtest.Buffer
 		env := Env{Ctx: t.Context(), Stdout: &stdout, Stderr: &stderr, Getenv: func(string) string { return "" }}
 		require.Equal(t, exitFailure, run(env, strings.Fields(args)), args)
 		require.Contains(t, stderr.String(), "256.0.0.1")
@@ -127,7 +109,7 @@ func TestDevIsTheWholeSystem(t *testing.T) {
 	t.Chdir(t.TempDir())
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	var stdout, stderr safeBuffer
+	var stdout, stderr logtest.Buffer
 	code := make(chan int, 1)
 	go func() {
 		env := Env{Ctx: ctx, Stdout: &stdout, Stderr: &stderr, Getenv: func(string) string { return "" }}
@@ -163,7 +145,7 @@ func TestDevIsTheWholeSystem(t *testing.T) {
 func TestSimAnswersUntilItIsStopped(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	var stdout, stderr safeBuffer
+	var stdout, stderr logtest.Buffer
 	code := make(chan int, 1)
 	go func() {
 		env := Env{Ctx: ctx, Stdout: &stdout, Stderr: &stderr, Getenv: func(string) string { return "" }}

@@ -7,33 +7,15 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/ferry-queue/ferry/internal/logtest"
 	"github.com/ferry-queue/ferry/internal/redisclient"
 	"github.com/ferry-queue/ferry/internal/redisserver/redistest"
 )
-
-// safeBuffer may be read while run still writes.
-type safeBuffer struct {
-	mu sync.Mutex // guards b
-	b  bytes.Buffer
-}
-
-func (s *safeBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *safeBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
-}
 
 func getenv(vars map[string]string) func(string) string {
 	return func(name string) string { return vars[name] }
@@ -100,7 +82,7 @@ func TestRunUntilASignal(t *testing.T) {
 	server := redistest.Start(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	var stdout, stderr safeBuffer
+	var stdout, stderr logtest.Buffer
 	code := make(chan int, 1)
 	go func() {
 		code <- run(ctx, []string{"--admin-addr", "127.0.0.1:0"}, getenv(map[string]string{

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ferry-queue/ferry/internal/api"
+	"github.com/ferry-queue/ferry/internal/logtest"
 	"github.com/ferry-queue/ferry/internal/redisclient"
 	"github.com/ferry-queue/ferry/internal/redisserver"
 	"github.com/ferry-queue/ferry/internal/redisserver/redistest"
@@ -28,7 +29,7 @@ func watchedBundle(t *testing.T) (*bundle, *redisclient.Health) {
 	rdb, err := redisclient.Open(server.URL())
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = rdb.Close() })
-	b := &bundle{redis: server, rdb: rdb, log: &safeBuffer{}}
+	b := &bundle{redis: server, rdb: rdb, log: &logtest.Buffer{}}
 	log := slog.New(redisclient.Quiet(slog.NewJSONHandler(b.log, nil)))
 	health, err := redisclient.Watch(server.URL(), redisclient.HealthConfig{}, log)
 	require.NoError(t, err)

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ferry-queue/ferry/internal/api"
+	"github.com/ferry-queue/ferry/internal/logtest"
 	"github.com/ferry-queue/ferry/internal/openai"
 	"github.com/ferry-queue/ferry/internal/redisclient"
 	"github.com/ferry-queue/ferry/internal/redisserver"
@@ -35,25 +36,7 @@ type bundle struct {
 	*api.Server
 	redis *redisserver.Server
 	rdb   redis.UniversalClient
-	log   *safeBuffer
-}
-
-// safeBuffer may be read while a server still logs to it.
-type safeBuffer struct {
-	mu sync.Mutex // guards b
-	b  bytes.Buffer
-}
-
-func (s *safeBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *safeBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
+	log   *logtest.Buffer
 }
 
 func newBundle(t *testing.T, change func(*api.Config)) *bundle {
@@ -69,7 +52,7 @@ func newBundle(t *testing.T, change func(*api.Config)) *bundle {
 	if change != nil {
 		change(&cfg)
 	}
-	log := &safeBuffer{}
+	log := &logtest.Buffer{}
 	s, err := api.New(cfg, rdb, slog.New(slog.NewJSONHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	require.NoError(t, err)
 	return &bundle{Server: s, redis: server, rdb: rdb, log: log}

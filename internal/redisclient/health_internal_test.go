@@ -18,6 +18,8 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
 	"github.com/stretchr/testify/require"
+
+	"github.com/ferry-queue/ferry/internal/logtest"
 )
 
 // fake is a Redis that can be broken.
@@ -140,23 +142,8 @@ func watched(t *testing.T, test func(t *testing.T, f *fake, h *Health, rdb *redi
 	})
 }
 
-// logged may be read while Health still writes.
-type logged struct {
-	mu sync.Mutex // guards b
-	b  bytes.Buffer
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logged) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
+// logged is what Health has written.
+type logged struct{ logtest.Buffer }
 
 func (l *logged) lines() int { return strings.Count(l.String(), "\n") }
 

@@ -29,6 +29,7 @@ func layers() []layer {
 		{"client", nil, "users import it: it must bring nothing of the server along"},
 		{"internal/breaker", nil, "a breaker guards any work; it must not know whose"},
 		{"internal/httpx", nil, "one resilient call is complete in itself; it notices a refusal without knowing the breaker"},
+		{"internal/logtest", nil, "any test may read what a program writes"},
 		{"internal/redisclient", nil, "how to reach Redis is asked by every binary and depends on none"},
 		{"internal/redisserver", nil, "a child process, of use to any test"},
 		{"internal/seal", nil, "what is sealed, and where it is kept, is no business of the cipher"},
@@ -130,6 +131,7 @@ func TestLibrariesStayWithTheirOwners(t *testing.T) {
 		{"testing", []string{"internal/redisserver/redistest", "internal/upstreamtest"}, "test helpers stay out of the servers"},
 		{module + "/internal/config", []string{"cmd", "internal/config"}, "packages are configured by their own struct, not by a file"},
 		{module + "/internal/redisserver", []string{"cmd/ferry", "internal/redisserver"}, "in production Redis is somebody else's process"},
+		{module + "/internal/logtest", nil, "it grows without end: for tests"},
 		{module + "/internal/upstreamtest", []string{"cmd/ferry"}, "no server may answer with made-up text"},
 	}
 	tree := readTree(t)
