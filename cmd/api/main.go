@@ -70,17 +70,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 
 func serve(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	redisclient.LogTo(log)
-	rdb, err := redisclient.Open(cfg.RedisURL.Reveal())
+	rdb, health, err := redisclient.OpenWatched(cfg.RedisURL.Reveal(), redisclient.HealthConfig{FullAt: cfg.RedisFullAt}, log)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = rdb.Close() }() // the process ends
-	health, err := redisclient.Watch(cfg.RedisURL.Reveal(), redisclient.HealthConfig{FullAt: cfg.RedisFullAt}, log)
-	if err != nil {
-		return err
-	}
 	defer health.Close()
-	health.Guard(rdb)
 	if err := redisclient.Report(ctx, rdb, cfg.RedisNeeds(), log); err != nil {
 		return err
 	}

@@ -154,23 +154,17 @@ func memoryRedis(why string) (*store, error) {
 
 func (c DevCmd) serve(env Env, cfg *config.Config, st *store, upstream string, log *slog.Logger) error {
 	cfg.SetRedisURL(st.url)
-	rdb, err := redisclient.Open(st.url)
+	rdb, health, err := redisclient.OpenWatched(st.url, redisclient.HealthConfig{FullAt: cfg.RedisFullAt}, log)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = rdb.Close() }() // the process ends
-	acks, err := redisclient.Open(st.url)
+	defer health.Close()
+	acks, err := redisclient.OpenRerunning(st.url, env.Ctx.Done())
 	if err != nil {
 		return err
 	}
 	defer func() { _ = acks.Close() }() // the process ends
-	acks.AddHook(redisclient.RerunScripts{Draining: env.Ctx.Done()})
-	health, err := redisclient.Watch(st.url, redisclient.HealthConfig{FullAt: cfg.RedisFullAt}, log)
-	if err != nil {
-		return err
-	}
-	defer health.Close()
-	health.Guard(rdb)
 	if st.foreign {
 		if err := redisclient.Report(env.Ctx, rdb, cfg.RedisNeeds(), log); err != nil {
 			return err

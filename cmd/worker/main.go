@@ -78,23 +78,17 @@ func load(f flags, getenv func(string) string) (*config.Config, worker.Config, e
 
 func work(ctx context.Context, cfg *config.Config, workerCfg worker.Config, log *slog.Logger) error {
 	redisclient.LogTo(log)
-	rdb, err := redisclient.Open(cfg.RedisURL.Reveal())
+	rdb, health, err := redisclient.OpenWatched(cfg.RedisURL.Reveal(), redisclient.HealthConfig{FullAt: cfg.RedisFullAt}, log)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = rdb.Close() }() // the process ends
-	acks, err := redisclient.Open(cfg.RedisURL.Reveal())
+	defer health.Close()
+	acks, err := redisclient.OpenRerunning(cfg.RedisURL.Reveal(), ctx.Done())
 	if err != nil {
 		return err
 	}
 	defer func() { _ = acks.Close() }() // the process ends
-	acks.AddHook(redisclient.RerunScripts{Draining: ctx.Done()})
-	health, err := redisclient.Watch(cfg.RedisURL.Reveal(), redisclient.HealthConfig{FullAt: cfg.RedisFullAt}, log)
-	if err != nil {
-		return err
-	}
-	defer health.Close()
-	health.Guard(rdb)
 	if err := redisclient.Report(ctx, rdb, redisclient.Needs{}, log); err != nil {
 		return err
 	}

@@ -26,15 +26,13 @@ func watchedBundle(t *testing.T) (*bundle, *redisclient.Health) {
 		t.Skip("starts a redis-server")
 	}
 	server := redistest.Start(t)
-	rdb, err := redisclient.Open(server.URL())
+	b := &bundle{redis: server, log: &logtest.Buffer{}}
+	log := slog.New(redisclient.Quiet(slog.NewJSONHandler(b.log, nil)))
+	rdb, health, err := redisclient.OpenWatched(server.URL(), redisclient.HealthConfig{}, log)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = rdb.Close() })
-	b := &bundle{redis: server, rdb: rdb, log: &logtest.Buffer{}}
-	log := slog.New(redisclient.Quiet(slog.NewJSONHandler(b.log, nil)))
-	health, err := redisclient.Watch(server.URL(), redisclient.HealthConfig{}, log)
-	require.NoError(t, err)
 	t.Cleanup(health.Close)
-	health.Guard(rdb)
+	b.rdb = rdb
 	b.Server, err = api.New(api.Config{Upstreams: []string{"main"}, Full: health.Full}, rdb, log)
 	require.NoError(t, err)
 	return b, health

@@ -73,6 +73,22 @@ func Watch(rawURL string, cfg HealthConfig, log *slog.Logger) (*Health, error) {
 	return watch(open(opts), cfg, log), nil
 }
 
+// OpenWatched opens the client of a program and begins to watch its Redis, which guards it. The caller closes
+// both.
+func OpenWatched(rawURL string, cfg HealthConfig, log *slog.Logger) (redis.UniversalClient, *Health, error) {
+	rdb, err := Open(rawURL)
+	if err != nil {
+		return nil, nil, err
+	}
+	health, err := Watch(rawURL, cfg, log)
+	if err != nil {
+		_ = rdb.Close() // it has not been used
+		return nil, nil, err
+	}
+	health.Guard(rdb)
+	return rdb, health, nil
+}
+
 func watch(rdb redis.UniversalClient, cfg HealthConfig, log *slog.Logger) *Health {
 	if cfg.FullAt == 0 {
 		cfg.FullAt = DefaultFullAt

@@ -29,6 +29,16 @@ type RerunScripts struct {
 
 var _ redis.Hook = RerunScripts{}
 
+// OpenRerunning returns a client with that hook.
+func OpenRerunning(rawURL string, draining <-chan struct{}) (redis.UniversalClient, error) {
+	rdb, err := Open(rawURL)
+	if err != nil {
+		return nil, err
+	}
+	rdb.AddHook(RerunScripts{Draining: draining})
+	return rdb, nil
+}
+
 const (
 	rerunFirstWait = 50 * time.Millisecond
 	rerunMaxWait   = time.Second
