@@ -19,13 +19,6 @@ import (
 	"github.com/ferry-queue/ferry/internal/redisclient"
 )
 
-// Exit codes.
-const (
-	exitOK      = 0
-	exitFailure = 1
-	exitUsage   = 2 // the command line or the configuration
-)
-
 type flags struct {
 	cmdline.Flags
 	Addr string `help:"Address to listen on; port 0 takes a free one." placeholder:"HOST:PORT"`
@@ -42,10 +35,10 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	var f flags
 	program := cmdline.Program{Name: "api", Description: "Ferry's HTTP server.", Args: args, Stdout: stdout, Stderr: stderr}
 	if printed, err := program.Parse(&f); printed {
-		return exitOK
+		return cmdline.ExitOK
 	} else if err != nil {
 		fmt.Fprintln(stderr, "api:", err)
-		return exitUsage
+		return cmdline.ExitUsage
 	}
 	cfg, err := config.Load(config.Source{File: f.Config, Getenv: getenv, NoKeys: true, NeedUpstream: true, Over: func(c *config.Config) {
 		if f.Addr != "" {
@@ -58,14 +51,14 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 	if err != nil {
 		fmt.Fprintln(stderr, err)
-		return exitUsage
+		return cmdline.ExitUsage
 	}
 	log := cfg.Log.Logger(stderr)
 	if err := serve(ctx, cfg, log); err != nil {
 		log.ErrorContext(ctx, "api stopped", slog.Any("error", err))
-		return exitFailure
+		return cmdline.ExitFailure
 	}
-	return exitOK
+	return cmdline.ExitOK
 }
 
 func serve(ctx context.Context, cfg *config.Config, log *slog.Logger) error {

@@ -20,13 +20,6 @@ import (
 	"github.com/ferry-queue/ferry/internal/worker"
 )
 
-// Exit codes.
-const (
-	exitOK      = 0
-	exitFailure = 1
-	exitUsage   = 2 // the command line or the configuration
-)
-
 type flags struct {
 	cmdline.Flags
 	AdminAddr string `help:"Address for health and metrics; port 0 takes a free one." placeholder:"HOST:PORT"`
@@ -43,23 +36,23 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	var f flags
 	program := cmdline.Program{Name: "worker", Description: "Carries Ferry's jobs to their upstreams.", Args: args, Stdout: stdout, Stderr: stderr}
 	if printed, err := program.Parse(&f); printed {
-		return exitOK
+		return cmdline.ExitOK
 	} else if err != nil {
 		fmt.Fprintln(stderr, "worker:", err)
-		return exitUsage
+		return cmdline.ExitUsage
 	}
 	cfg, workerCfg, err := load(f, getenv)
 	if err != nil {
 		fmt.Fprintln(stderr, err)
-		return exitUsage
+		return cmdline.ExitUsage
 	}
 	log := cfg.Log.Logger(stderr)
 	if err := work(ctx, cfg, workerCfg, log); err != nil {
 		log.ErrorContext(ctx, "worker stopped", slog.Any("error", err))
-		return exitFailure
+		return cmdline.ExitFailure
 	}
 	log.InfoContext(ctx, "worker has drained")
-	return exitOK
+	return cmdline.ExitOK
 }
 
 func load(f flags, getenv func(string) string) (*config.Config, worker.Config, error) {

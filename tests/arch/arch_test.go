@@ -68,6 +68,11 @@ func layers() []layer {
 
 		{"cmd/internal/cmdline", []string{"internal/config"}, "two programs take the same flags"},
 		{
+			"cmd/internal/cmdtest",
+			[]string{"cmd/internal/cmdline", "internal/logtest", "internal/redisclient", "internal/redisserver/redistest"},
+			"tests of what servers have in common",
+		},
+		{
 			"cmd/api",
 			[]string{"cmd/internal/cmdline", "internal/api", "internal/config", "internal/config/apiconfig", "internal/redisclient"},
 			"joins the packages that accept jobs",
@@ -128,10 +133,10 @@ func TestLibrariesStayWithTheirOwners(t *testing.T) {
 		{"github.com/caarlos0/env", []string{"internal/config"}, "the environment is read in one place"},
 		{"github.com/goccy/go-yaml", []string{"internal/config"}, "files are read in one place"},
 		{"github.com/alicebob/miniredis", []string{"cmd/ferry"}, "it keeps nothing: for tests, and for ferry dev, which says so"},
-		{"testing", []string{"internal/redisserver/redistest", "internal/upstreamtest"}, "test helpers stay out of the servers"},
+		{"testing", []string{"cmd/internal/cmdtest", "internal/redisserver/redistest", "internal/upstreamtest"}, "test helpers stay out of the servers"},
 		{module + "/internal/config", []string{"cmd", "internal/config"}, "packages are configured by their own struct, not by a file"},
-		{module + "/internal/redisserver", []string{"cmd/ferry", "internal/redisserver"}, "in production Redis is somebody else's process"},
-		{module + "/internal/logtest", nil, "it grows without end: for tests"},
+		{module + "/internal/redisserver", []string{"cmd/ferry", "cmd/internal/cmdtest", "internal/redisserver"}, "in production Redis is somebody else's process"},
+		{module + "/internal/logtest", []string{"cmd/internal/cmdtest"}, "it grows without end: for tests"},
 		{module + "/internal/upstreamtest", []string{"cmd/ferry"}, "no server may answer with made-up text"},
 	}
 	tree := readTree(t)

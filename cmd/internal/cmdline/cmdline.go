@@ -9,6 +9,13 @@ import (
 	"github.com/ferry-queue/ferry/internal/config"
 )
 
+// Exit codes.
+const (
+	ExitOK      = 0
+	ExitFailure = 1
+	ExitUsage   = 2 // the command line or the configuration
+)
+
 // Flags are what every server program takes on its command line.
 type Flags struct {
 	Config   string           `help:"Configuration file (default: ferry.yaml if it is there)." type:"path" placeholder:"FILE"`
